@@ -223,7 +223,12 @@ fn copies(tensor: u64, options: &InspectOptions, rules: &model::Rules) -> Result
 fn bar(map: &mut Map<String, Value>, key: &str, bar: Option<Bar>) {
     map.insert(key.to_owned(), json!(bar.map(|b| b.value)));
     map.insert(format!("{key}_low"), json!(bar.map(|b| b.low)));
-    map.insert(format!("{key}_high"), json!(bar.map(|b| b.high)));
+    map.insert(format!("{key}_high"), json!(bar.and_then(|b| limited(b.high))));
+}
+
+/// A figure; none where there is no limit.
+fn limited(n: u64) -> Option<u64> {
+    (n != u64::MAX).then_some(n)
 }
 
 fn as_json(
@@ -282,11 +287,8 @@ fn as_json(
         map.insert("layers".to_owned(), json!([rank.layers.0, rank.layers.1]));
         bar(&mut map, "weights_bytes", Some(rank.weights));
         bar(&mut map, "kv_bytes_per_token", Some(rank.cache_per_token));
-        map.insert(
-            "kv_bytes_per_token_beyond_windows".to_owned(),
-            json!(rank.cache_beyond_windows),
-        );
-        map.insert("state_bytes_per_request".to_owned(), json!(rank.state_per_request));
+        bar(&mut map, "kv_bytes_per_token_beyond_windows", Some(rank.cache_beyond_windows));
+        bar(&mut map, "state_bytes_per_request", Some(rank.state_per_request));
         bar(&mut map, "activation_bytes", Some(rank.activation));
         bar(&mut map, "graphs_bytes", Some(rank.graphs));
         bar(&mut map, "communication_bytes", Some(rank.communication));
@@ -301,7 +303,8 @@ fn as_json(
     let requests = prediction.requests;
     out.insert("concurrent_requests".to_owned(), json!(requests.map(|b| hundredths(b.value))));
     out.insert("concurrent_requests_low".to_owned(), json!(requests.map(|b| hundredths(b.low))));
-    out.insert("concurrent_requests_high".to_owned(), json!(requests.map(|b| hundredths(b.high))));
+    let most = requests.and_then(|b| limited(b.high)).map(hundredths);
+    out.insert("concurrent_requests_high".to_owned(), json!(most));
     out.insert("fits".to_owned(), json!(prediction.fits));
     out.insert("refused".to_owned(), json!(refused));
     out.insert("notes".to_owned(), json!(prediction.notes));
@@ -365,8 +368,8 @@ fn print(
             |what: &str, value: String| rows.push(vec![name.clone(), what.to_owned(), value]);
         row("weights", size(rank.weights));
         row("KV cache per token", size(rank.cache_per_token));
-        if rank.state_per_request > 0 {
-            row("state per request", Bytes(rank.state_per_request).to_string());
+        if rank.state_per_request.value > 0 {
+            row("state per request", size(rank.state_per_request));
         }
         row("KV cache of one full request", size(rank.cache_needed));
         row("activations", size(rank.activation));
@@ -378,20 +381,21 @@ fn print(
     }
     table::print(&["RANK", "WHAT", "BYTES"], &rows)?;
     table::out("")?;
+    let no_limit = || "no limit".to_owned();
     if let Some(tokens) = prediction.tokens {
-        table::out(&format!(
-            "KV cache holds {} tokens ({} to {})",
-            tokens.value, tokens.low, tokens.high
-        ))?;
+        let most = limited(tokens.high).map_or_else(no_limit, |n| n.to_string());
+        table::out(&format!("KV cache holds {} tokens ({} to {most})", tokens.value, tokens.low))?;
+    } else if facts.caches.is_empty() && prediction.fits.is_some() {
+        table::out("KV cache holds – tokens: its files do not tell what it keeps of one")?;
     }
     if let Some(requests) = prediction.requests {
         let of = |n: u64| n as f64 / 100.0;
+        let most = limited(requests.high).map_or_else(no_limit, |n| format!("{:.1}", of(n)));
         table::out(&format!(
-            "{:.1} requests of {} tokens at a time ({:.1} to {:.1})",
+            "{:.1} requests of {} tokens at a time ({:.1} to {most})",
             of(requests.value),
             prediction.context,
-            of(requests.low),
-            of(requests.high)
+            of(requests.low)
         ))?;
     }
     if let Some(why) = refused {

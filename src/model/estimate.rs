@@ -36,9 +36,9 @@ pub struct RankMemory {
     /// Cache of a token that all layers still see.
     pub cache_per_token: Bar,
     /// Cache of a token that windows have left behind.
-    pub cache_beyond_windows: u64,
+    pub cache_beyond_windows: Bar,
     /// States of a request.
-    pub state_per_request: u64,
+    pub state_per_request: Bar,
     /// Intermediate values of a step.
     pub activation: Bar,
     /// Captured graphs.
@@ -51,7 +51,7 @@ pub struct RankMemory {
     pub cache_available: Option<Bar>,
     /// Cache that one request of full length takes.
     pub cache_needed: Bar,
-    /// Tokens that fit.
+    /// Tokens that fit; none where nothing is kept of them, or it is not known what. [`u64::MAX`]: no limit is known.
     pub tokens: Option<Bar>,
 }
 
@@ -66,9 +66,9 @@ pub struct Prediction {
     pub context: u64,
     /// Tokens of a block.
     pub block: u64,
-    /// Tokens that the replica (of data parallelism: one copy) holds.
+    /// Tokens that the replica (of data parallelism: one copy) holds, as of a rank.
     pub tokens: Option<Bar>,
-    /// Requests of full length at a time, in hundredths.
+    /// Requests of full length at a time, in hundredths, likewise.
     pub requests: Option<Bar>,
     /// Whether the engine will start; none where no GPU and no figure is given. False unless it is
     /// sure within the error bars.
@@ -135,6 +135,8 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
             Bar::exact(facts.weight_bytes.0).spread(spread)
         }
     };
+    let unloaded = if facts.parts > 0 { 0 } else { facts.unloaded_bytes.0 };
+    let stored = Bar { high: stored.high.saturating_add(unloaded), ..stored };
     let layers = facts.layers.map_or(0, u64::from);
     let longest = facts.context_stated.filter(|_| rules.pool == Pool::Tokens).or(facts.context);
     let context = setup.context.or(longest).unwrap_or(ASSUMED_CONTEXT).max(1);
@@ -167,21 +169,23 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     // A stage of layers that keep nothing holds as many tokens as the others; so does one of llama.cpp
     // with windows alone, whose cache does not grow.
     let keeps = |r: &&RankMemory| r.cache_needed.value > 0;
-    let grows = |r: &&RankMemory| keeps(r) && r.cache_beyond_windows > 0;
+    let grows = |r: &&RankMemory| keeps(r) && r.cache_beyond_windows.value > 0;
     let some_grow = rules.pool == Pool::Cells && ranks.iter().any(|r| grows(&r));
     let keeping = |r: &&RankMemory| if some_grow { grows(r) } else { keeps(r) };
     let least = |pick: fn(&Bar) -> u64| {
         ranks.iter().filter(keeping).filter_map(|r| r.tokens.as_ref().map(pick)).min().unwrap_or(0)
     };
-    let known = ranks.iter().all(|r| r.tokens.is_some()) && !ranks.is_empty();
-    // An encoder keeps nothing: it needs no room for that, and counts no requests.
+    let known = ranks.iter().all(|r| r.cache_available.is_some()) && !ranks.is_empty();
+    // An encoder keeps nothing: it needs no room for that, and counts neither tokens nor requests. Of what is not
+    // known nothing is counted either.
     let keeps_nothing = !caches.is_empty() && caches.iter().all(|c| c.keeps.is_nothing());
-    let tokens = known.then(|| Bar {
+    let counts = known && ranks.iter().any(|r| keeps(&r));
+    let tokens = counts.then(|| Bar {
         value: least(|b| b.value),
         low: least(|b| b.low),
         high: least(|b| b.high),
     });
-    let requests = (known && !keeps_nothing).then(|| {
+    let requests = counts.then(|| {
         let each = |pick: fn(&Bar) -> u64, need: fn(&Bar) -> u64| {
             ranks.iter().map(|r| at_a_time(r, setup, context, pick, need)).min().unwrap_or(0)
         };
@@ -198,7 +202,7 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
     notes.extend(setup.correction.text());
     // Where a figure is given for keys and values alone, states are beside it.
     let beside = |r: &RankMemory| match (rules.pool, setup.cache_available) {
-        (Pool::Tokens, Some(_)) => r.state_per_request,
+        (Pool::Tokens, Some(_)) => r.state_per_request.value,
         _ => 0,
     };
     let room = |r: &RankMemory| {
@@ -240,10 +244,11 @@ fn at_a_time(
     }
     let tokens = rank.tokens.as_ref().map_or(0, pick);
     let by_tokens = mul_div(tokens, 100, context.max(1));
-    if rank.state_per_request == 0 || rank.cache_per_token.value == 0 {
-        return by_tokens;
+    let state = rank.state_per_request.value;
+    if state == 0 || rank.cache_per_token.value == 0 || tokens == u64::MAX {
+        return if tokens == u64::MAX { tokens } else { by_tokens };
     }
-    by_tokens.min(mul_div(pool::two_pools(setup, available).1, 100, rank.state_per_request))
+    by_tokens.min(mul_div(pool::two_pools(setup, available).1, 100, state))
 }
 
 /// Architectures with windows that came to vLLM so late that most of what serves them counts tokens anew (0.21,
@@ -297,7 +302,7 @@ fn one_rank(
             .filter_map(|c| c.keeps.per_token(attention, bits))
             .fold(0u64, u64::saturating_add)
     };
-    let state: u64 = caches.iter().map(|c| c.keeps.per_request(attention)).sum();
+    let state = caches.iter().map(|c| c.keeps.per_request(attention)).fold(0, u64::saturating_add);
     let correction = &setup.correction;
     let activation = correction.activation(activation_of(facts, setup, tensor));
     // Copies talk to each other where experts are divided over them.
@@ -324,7 +329,7 @@ fn one_rank(
         .is_some_and(|name| YOUNGER.iter().any(|family| name.starts_with(family)));
     let pool =
         PoolOf { setup, caches: &caches, tensor: attention, bits, block, context, by_requests };
-    let doubted = |bar: Bar| doubted(bar, facts.cache_certainty);
+    let doubted = |bar: Bar| doubted(bar, facts);
     let needed = correction.needed(doubted(pool.needed()), rules.pool);
     RankMemory {
         stage: 0,
@@ -332,37 +337,34 @@ fn one_rank(
         layers: stage.range,
         weights,
         cache_per_token: doubted(Bar::exact(per_token(false))),
-        cache_beyond_windows: per_token(true),
-        state_per_request: state,
+        cache_beyond_windows: doubted(Bar::exact(per_token(true))),
+        state_per_request: doubted(Bar::exact(state)),
         activation,
         graphs,
         communication,
         counted,
         cache_available: available,
         cache_needed: needed,
-        tokens: available.map(|a| {
+        tokens: available.filter(|_| needed.value > 0).map(|a| {
             // An engine prints what it has left with two decimals, and keeps a block or two aside.
             let around = if setup.cache_available.is_some() { Bar::around(a.value, 10) } else { a };
             let tokens = pool.tokens(Bar { value: a.value, ..around });
             // Where a token may take less, more of them fit.
             let (less, more) =
                 (doubted(Bar::exact(1 << 20)).low, doubted(Bar::exact(1 << 20)).high);
-            correction.tokens(Bar {
-                low: mul_div(tokens.low, 1 << 20, more),
-                high: mul_div(tokens.high, 1 << 20, less),
-                ..tokens
-            })
+            let high = if less == 0 { u64::MAX } else { mul_div(tokens.high, 1 << 20, less) };
+            correction.tokens(Bar { low: mul_div(tokens.low, 1 << 20, more), high, ..tokens })
         }),
     }
 }
 
 /// A figure of the cache, as sure as the caches are: a model that is not known may share caches
 /// between layers, keep windows or latent vectors (less), or something besides (more).
-fn doubted(bar: Bar, certainty: Certainty) -> Bar {
-    bar.spread(match certainty {
+fn doubted(bar: Bar, facts: &ModelFacts) -> Bar {
+    bar.spread(match facts.cache_certainty {
         Certainty::Exact => (0, 0),
         Certainty::Close => (50, 50),
-        Certainty::Guess => (600, 400),
+        Certainty::Guess => facts.cache_spread.unwrap_or((600, 400)),
     })
 }
 

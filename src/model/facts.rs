@@ -115,6 +115,13 @@ pub struct ModelFacts {
     /// How sure the caches are.
     #[serde(default)]
     pub cache_certainty: Certainty,
+    /// Per mille that the caches may take less, and more, where `cache_certainty` alone does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_spread: Option<(u64, u64)>,
+    /// What its files may hold besides weights counted from the architecture, and engines do not load: a head that is
+    /// the embedding, values of 32 bits.
+    #[serde(default)]
+    pub unloaded_bytes: Bytes,
     /// Width of the widest feed-forward layer, of an expert those that a token passes through.
     #[serde(default)]
     pub intermediate_size: Option<u32>,
@@ -168,6 +175,8 @@ impl ModelFacts {
             certainty: Certainty::Exact,
             spread: None,
             cache_certainty: Certainty::Exact,
+            cache_spread: None,
+            unloaded_bytes: Bytes::ZERO,
             intermediate_size: None,
             cache_fp8: false,
             vision: false,

@@ -123,14 +123,8 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     let family = Conf::text(&top);
     let context = find.context(family.number(&["max_position_embeddings", "n_positions"]));
 
-    let attention_heads = find.u32(&[
-        "num_attention_heads",
-        "n_head",
-        "n_heads",
-        "num_heads",
-        "decoder_attention_heads",
-    ]);
-    let hidden_size = find.u32(&["hidden_size", "n_embd", "n_embed", "d_model", "dim"]);
+    let attention_heads = find.u32(&arch::HEADS).or_else(|| find.largest(&["num_query_heads"]));
+    let hidden_size = find.u32(&arch::HIDDEN);
     let multi_query = find.bool("multi_query").unwrap_or(false);
     let kv_heads = find
         .u32(&[
@@ -141,9 +135,10 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
             "multi_query_group_num",
             "num_attention_groups",
         ])
+        .or_else(|| find.largest(&["num_kv_heads"]))
         .or(if multi_query { Some(1) } else { attention_heads });
     let head_dim = find
-        .u32(&["head_dim", "attention_head_dim"])
+        .u32(&["head_dim", "attention_head_dim", "d_kv"])
         .or_else(|| hidden_size?.checked_div(attention_heads?));
     let latent = find.u32(&["kv_lora_rank"]).filter(|n| *n > 0).map(|rank| LatentSizes {
         rank,
@@ -153,7 +148,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     });
     // A share of the hidden size says nothing of these, and some state the rotary part alone.
     let head_dim = latent.map(|of| of.plain.saturating_add(of.rotary)).or(head_dim);
-    let layers = find.u32(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
+    let layers = find.u32(&arch::LAYERS);
     let used = find.u32(&[
         "num_experts_per_tok",
         "moe_topk",
@@ -225,6 +220,11 @@ impl HfConfig {
         let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
         let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
         (arch::blueprint(&self.top, &quantisation), quantisation)
+    }
+
+    /// Whether its family is known.
+    pub(super) fn is_known(&self) -> bool {
+        arch::is_known(&self.top)
     }
 
     /// Whether it says itself how its weights are stored, so that no `hf_quant_config.json` has a say.

@@ -187,7 +187,7 @@ impl Observation {
         });
         // `SGLang` keeps states in a pool of their own. Where its log does not tell of that one, what
         // else it took cannot be told either.
-        let apart = setup.rules.pool == Pool::Tokens && heaviest.state_per_request > 0;
+        let apart = setup.rules.pool == Pool::Tokens && heaviest.state_per_request.value > 0;
         let taken = match (loaded.cache, loaded.states) {
             (Some(cache), Some(states)) if apart => Some(cache.saturating_add(states)),
             (cache, _) => cache.filter(|_| !apart),

@@ -98,7 +98,7 @@ fn inspect(path: &str, files: &[(&str, &[u8])], rules: super::Rules) -> Result<(
                 let answer = predict(&facts, &setup);
                 let ordered = |b: &super::Bar| b.low <= b.value && b.value <= b.high;
                 let bars = |r: &super::RankMemory| {
-                    [r.weights, r.cache_per_token, r.cache_needed]
+                    [r.weights, r.cache_per_token, r.cache_needed, r.state_per_request]
                 };
                 return if answer.ranks.iter().flat_map(bars).all(|b| ordered(&b)) {
                     Ok(())

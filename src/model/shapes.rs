@@ -244,6 +244,7 @@ pub(super) fn complete(facts: &mut ModelFacts) {
             facts.layout.latent = caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
             facts.caches = caches;
             facts.cache_certainty = sure;
+            facts.cache_spread = None;
         }
     }
     if facts.layout.layers == 0 {

@@ -55,7 +55,7 @@ pub fn write(dir: &Path) -> Vec<(&'static str, &'static str)> {
         ("nested", "not a config.json"),
         ("large", "too large"),
         ("words", "`hidden_size` is \"many\", which is no count"),
-        ("empty", "does not tell what it holds"),
+        ("empty", "has no layers or width that could be read"),
         ("parts", "model-00002-of-00003.safetensors"),
         ("loop", "loop"),
         ("ring", "x.gguf cannot be read"),

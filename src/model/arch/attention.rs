@@ -13,7 +13,8 @@ fn biases(conf: &Conf<'_>) -> (bool, bool) {
             (true, false)
         }
         "qwen2_moe" => (conf.flag("qkv_bias") != Some(false), false),
-        "phi" | "phi3small" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" => (true, true),
+        "phi" | "phi3small" | "gpt_bigcode" | "gpt2" | "bloom" | "persimmon" | "xglm"
+        | "biogpt" => (true, true),
         "starcoder2" => {
             (conf.flag("use_bias") != Some(false), conf.flag("use_bias") != Some(false))
         }

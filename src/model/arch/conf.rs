@@ -45,7 +45,8 @@ pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Families by another name: the same layers, and the same numbers stated.
-const ALIASES: [(&str, &str); 7] = [
+const ALIASES: [(&str, &str); 8] = [
+    ("codegen", "gptj"),
     ("minimax_m3", "minimax_m3_vl_text"),
     ("solar", "llama"),
     ("phi3_v", "phi3"),

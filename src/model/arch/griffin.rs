@@ -81,7 +81,7 @@ mod tests {
         assert_eq!((facts.weight_bytes.0, facts.certainty), (2 * 2_682_862_080, Certainty::Exact));
         let rank = &predict(&facts, &Setup::new(rules("vllm"))).ranks[0];
         assert_eq!(rank.cache_per_token.value, 8 * 2 * 256 * 2);
-        assert_eq!(rank.cache_beyond_windows, 0);
-        assert_eq!(rank.state_per_request, 18 * (2_560 * 3 * 2 + 2_560 * 4));
+        assert_eq!(rank.cache_beyond_windows.value, 0);
+        assert_eq!(rank.state_per_request.value, 18 * (2_560 * 3 * 2 + 2_560 * 4));
     }
 }

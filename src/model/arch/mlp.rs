@@ -25,6 +25,8 @@ fn ungated(conf: &Conf<'_>) -> bool {
         "arcee",
         "apertus",
         "nanochat",
+        "xglm",
+        "biogpt",
     ])
 }
 
@@ -32,7 +34,7 @@ fn bias(conf: &Conf<'_>) -> bool {
     match conf.kind.as_str() {
         "phi" | "gpt_bigcode" | "gpt2" | "gptj" | "gpt_neo" | "bloom" | "persimmon"
         | "gpt_neox" => true,
-        "phi3small" => true,
+        "phi3small" | "xglm" | "biogpt" => true,
         "starcoder2" => conf.flag("use_bias") != Some(false),
         "opt" => conf.flag("enable_bias") != Some(false),
         "falcon" | "internlm3" => conf.on("bias"),

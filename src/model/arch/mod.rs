@@ -15,7 +15,9 @@ mod gemma3n;
 mod gemma4;
 mod griffin;
 mod mlp;
+mod numbers;
 mod state;
+mod unstated;
 mod vision;
 mod whisper;
 
@@ -26,6 +28,9 @@ use self::ending::Ending;
 use super::cache::{Keeps, LayerCache};
 use super::quant::{Method, Quantisation};
 use super::tensors::{Layout, Tensor};
+
+use self::numbers::Numbers;
+pub(super) use self::numbers::{HEADS, HIDDEN, INNER, LAYERS};
 
 /// Most layers that are believed.
 pub(super) const MAX_LAYERS: u64 = 2_000;
@@ -80,8 +85,13 @@ pub struct Blueprint {
     pub certainty: Certainty,
     /// Per mille that weights may be less, and more.
     pub spread: (u64, u64),
+    /// Bytes that its files may hold besides, which engines do not load: a head that is the embedding, values of
+    /// 32 bits.
+    pub unloaded: u64,
     /// How sure the family is, and with it the caches and how tensors are divided.
     pub family: Certainty,
+    /// Per mille that its caches may be less, and more, where `family` alone does not say it.
+    pub cache_spread: Option<(u64, u64)>,
     /// What is estimated, and why.
     pub notes: Vec<String>,
 }
@@ -95,23 +105,11 @@ struct Build<'a> {
     caches: Vec<LayerCache>,
     certainty: Certainty,
     spread: (u64, u64),
+    cache_spread: Option<(u64, u64)>,
     notes: Vec<String>,
     n: Numbers,
     /// Groups of Mamba-2, and values of a state in one; 0 and 0 without.
     groups: (u64, u64),
-}
-
-/// The numbers that most layers share.
-#[derive(Clone, Copy, Debug, Default)]
-struct Numbers {
-    hidden: u64,
-    layers: u64,
-    heads: u64,
-    kv_heads: u64,
-    head_dim: u64,
-    value_dim: u64,
-    vocab: u64,
-    inner: u64,
 }
 
 impl Build<'_> {
@@ -175,6 +173,14 @@ impl Build<'_> {
         }
     }
 
+    /// Key/value heads of the layer that has most of them.
+    fn most_kv_heads(&self) -> u64 {
+        self.caches.iter().fold(self.n.kv_heads, |most, c| match c.keeps {
+            Keeps::Attention { kv_heads, .. } => most.max(u64::from(kv_heads)),
+            _ => most,
+        })
+    }
+
     fn keeps(&mut self, layer: u64, keeps: Keeps) {
         self.caches.push(LayerCache { layer: u32::try_from(layer).unwrap_or(u32::MAX), keeps });
     }
@@ -227,14 +233,22 @@ fn norm_bias(conf: &Conf<'_>) -> bool {
         "gpt_neo",
         "codegen",
         "phi3small",
+        "xglm",
+        "biogpt",
     ])
+}
+
+/// Whether the family of a `config.json` is known.
+pub fn is_known(top: &Map<String, Value>) -> bool {
+    let conf = Conf::text(top);
+    conf.is_known() || KNOWN_ELSEWHERE.contains(&conf.kind.as_str())
 }
 
 /// What `config.json` (and `hf_quant_config.json`, where it says more) decides; none if it does not
 /// even tell the size of a layer.
 pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Option<Blueprint> {
     let conf = Conf::text(top);
-    let n = numbers(&conf)?;
+    let n = Numbers::of(&conf)?;
     let named = conf.text_of("torch_dtype").or_else(|| conf.text_of("dtype"));
     let dtype = match named {
         Some("float32") => ("F32", 4),
@@ -250,11 +264,12 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         caches: Vec::new(),
         certainty: Certainty::Exact,
         spread: (0, 0),
+        cache_spread: None,
         notes: Vec::new(),
         n,
         groups: (0, 0),
     };
-    if !conf.is_known() && !KNOWN_ELSEWHERE.contains(&conf.kind.as_str()) {
+    if !is_known(top) {
         build.doubt(
             Certainty::Guess,
             "its architecture is not known: weights are those of a usual decoder with its numbers",
@@ -275,6 +290,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     if conf.is(&["minimax_m3_vl_text"]) {
         let why = "what engines keep for its index of blocks is estimated";
         build.doubt_by(Certainty::Close, (0, 0), why);
+    }
+    if n.unstated && !conf.is(&encoder::KINDS) {
+        build.heads_are_not_stated();
     }
     let family = build.certainty;
     // What is left of a quantised model is in 16 bits; gpt-oss and MiniMax M2 do not say so either.
@@ -320,6 +338,15 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         }
         build.end(tied, ending);
     }
+    build.doubt_cache(family);
+    let mut unloaded = 0;
+    if tied && !quantisation.is_mlx() {
+        unloaded = build.head_besides();
+    }
+    if family == Certainty::Guess && named.is_none() && !quantised && dtype.1 == 2 {
+        // Files of such an age are often in 32 bits; engines load these in 16.
+        unloaded = unloaded.saturating_add(super::tensors::total(&build.tensors));
+    }
     if known.is_none() && !conf.is_known() {
         // The head is counted, and may not be there.
         let all = super::tensors::total(&build.tensors);
@@ -350,12 +377,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         && build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     Some(Blueprint {
         layout: Layout {
-            layers: u32::try_from(n.layers).unwrap_or(u32::MAX),
-            heads: n.heads,
-            kv_heads: build.caches.iter().fold(n.kv_heads, |most, c| match c.keeps {
-                Keeps::Attention { kv_heads, .. } => most.max(u64::from(kv_heads)),
-                _ => most,
-            }),
+            layers: u32::try_from(build.n.layers).unwrap_or(u32::MAX),
+            heads: if n.unstated { 0 } else { n.heads },
+            kv_heads: if n.unstated { 0 } else { build.most_kv_heads() },
             latent,
             vocab: n.vocab,
             expanded: if latent { attention::expanded(&conf) } else { 0 },
@@ -367,7 +391,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         tied,
         certainty: build.certainty,
         spread: build.spread,
+        unloaded,
         family,
+        cache_spread: build.cache_spread,
         notes: build.notes,
     })
 }
@@ -433,87 +459,11 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
 }
 
 /// Families published before their files stated a type: values are in 32 bits.
-const IN_32_BITS: [&str; 8] =
-    ["gpt2", "gpt_neo", "gptj", "bert", "roberta", "xlm-roberta", "distilbert", "electra"];
+const IN_32_BITS: [&str; 9] =
+    ["gpt2", "gpt_neo", "gptj", "bert", "roberta", "xlm-roberta", "distilbert", "electra", "xglm"];
 
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];
-
-/// Where configurations state the width of a dense feed-forward layer.
-pub(super) const INNER: [&str; 6] = [
-    "intermediate_size",
-    "n_inner",
-    "ffn_dim",
-    "mlp_hidden_size",
-    "decoder_ffn_dim",
-    "encoder_ffn_dim",
-];
-
-fn numbers(conf: &Conf<'_>) -> Option<Numbers> {
-    let hidden = conf
-        .stated(&["n_embed"])
-        .filter(|_| conf.is(&["bloom"]))
-        .or_else(|| conf.number(&["hidden_size", "n_embd", "d_model", "dim"]))?;
-    let pattern = conf.text_of("hybrid_override_pattern");
-    let listed = conf.list("layers_block_type").map(<[Value]>::len);
-    // Of a model that encodes sound the other number is that of its encoder.
-    let decoder = conf.number(&["decoder_layers"]).filter(|_| conf.is(&["whisper"]));
-    let layers = decoder
-        .or_else(|| conf.number(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]))
-        .or_else(|| pattern.map(|p| p.len() as u64))
-        .or_else(|| listed.map(|n| n as u64))?;
-    let heads = conf
-        .number(&["num_attention_heads", "n_head", "n_heads"])
-        .or_else(|| conf.number(&["num_heads", "decoder_attention_heads"]))
-        .unwrap_or(0);
-    let (mut kv_heads, mut head_dim) = (
-        conf.number(&[
-            "num_key_value_heads",
-            "num_kv_heads",
-            "n_head_kv",
-            "n_kv_heads",
-            "num_attention_groups",
-        ]),
-        conf.number(&["head_dim", "attention_head_dim", "kv_channels"]).filter(|n| *n > 0),
-    );
-    if conf.is(&["falcon"]) && !conf.on("new_decoder_architecture") {
-        kv_heads = if conf.flag("multi_query") == Some(false) { Some(heads) } else { Some(1) };
-    } else if conf.is(&["gpt_bigcode"]) && conf.flag("multi_query") != Some(false) {
-        kv_heads = Some(1);
-    } else if conf.is(&["chatglm"]) {
-        kv_heads =
-            conf.number(&["multi_query_group_num"]).filter(|_| conf.on("multi_query_attention"));
-    } else if let Some(attention) = conf.object("attn_config") {
-        kv_heads = attention.get("kv_n_heads").and_then(conf::whole).or(kv_heads);
-    }
-    if conf.is(&["mamba", "mamba2", "falcon_mamba"]) {
-        head_dim = None;
-    }
-    if hidden == 0 || layers == 0 || layers > MAX_LAYERS || hidden > 1 << 20 || heads > 1 << 14 {
-        return None;
-    }
-    // Small models of this family have neither latent vectors nor the numbers of such.
-    let plain = conf.is(&["deepseek_v2"]) && conf.number(&["kv_lora_rank"]).is_none();
-    if plain && conf.stated(&["head_dim"]).is_none() {
-        head_dim = None;
-    }
-    let head_dim = head_dim.or_else(|| hidden.checked_div(heads)).unwrap_or(0).min(1 << 14);
-    let kv_heads = kv_heads.unwrap_or(heads).min(1 << 14);
-    Some(Numbers {
-        hidden,
-        layers,
-        heads,
-        kv_heads,
-        head_dim,
-        value_dim: conf.number(&["v_head_dim"]).filter(|_| !plain).unwrap_or(head_dim).min(1 << 14),
-        vocab: conf.number(&["vocab_size", "padded_vocab_size"]).unwrap_or(0).min(1 << 28),
-        inner: conf
-            .number(&INNER)
-            .or_else(|| conf.number(&["hidden_dim"]))
-            .unwrap_or(0)
-            .min(1 << 24),
-    })
-}
 
 impl Build<'_> {
     fn embedding(&mut self) {
@@ -542,7 +492,9 @@ impl Build<'_> {
             }
             "gemma3n_text" => self.gemma3n_embedding(),
             "gemma4_text" | "gemma4_unified_text" => self.gemma4_embedding(),
-            "opt" => self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1),
+            "opt" | "biogpt" => {
+                self.plain("model.embed_positions.weight", &[positions + 2, n.hidden], 1);
+            }
             "bloom" => self.norm("model.word_embeddings_layernorm", n.hidden),
             "mpt"
                 if self
@@ -651,6 +603,16 @@ impl Build<'_> {
         for name in names.iter().take(if parallel { 1 } else { names.len() }) {
             self.norm(&format!("{at}.{name}"), n.hidden);
         }
+    }
+
+    /// Bytes of a head that is the embedding, which files may hold all the same.
+    fn head_besides(&mut self) -> u64 {
+        if self.tensors.iter().any(|t| t.name.starts_with("lm_head.")) {
+            return 0;
+        }
+        let why = "its head is the embedding: some files hold it all the same, which `config.json` does not tell";
+        self.notes.push(why.to_owned());
+        self.n.vocab.saturating_mul(self.n.hidden).saturating_mul(self.dtype.1)
     }
 
     /// What follows the last layer. Whether the model has a head is for `ending`.

@@ -34,6 +34,11 @@ pub(super) enum Kind {
     Only(Mixer),
 }
 
+/// Whether its layers keep states and nothing else: no heads of attention need be stated.
+pub(super) fn is_alone(conf: &Conf<'_>) -> bool {
+    conf.is(&["mamba", "mamba2", "falcon_mamba"])
+}
+
 /// How layer number `layer` is made.
 pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
     let at = usize::try_from(layer).unwrap_or(usize::MAX);

@@ -74,9 +74,9 @@ fn sglang_keeps_windows_apart_for_some_architectures_alone() {
     assert_eq!(tokens(oss), 242_730);
     // vLLM groups them all the same.
     let groups = predict(&facts(gemma2), &with("vllm", 1)).ranks[0].clone();
-    assert!(groups.cache_beyond_windows < groups.cache_per_token.value);
+    assert!(groups.cache_beyond_windows.value < groups.cache_per_token.value);
     let plain = predict(&facts(gemma2), &with("sglang", 1)).ranks[0].clone();
-    assert_eq!(plain.cache_beyond_windows, plain.cache_per_token.value);
+    assert_eq!(plain.cache_beyond_windows, plain.cache_per_token);
 }
 
 /// vLLM's `minicpm3.py` makes keys and values of all 40 heads from the latent vector, and keeps these.
@@ -125,11 +125,11 @@ const DELTA: &str = r#"{"model_type":"qwen3_next","torch_dtype":"bfloat16","hidd
 fn states_have_the_type_that_the_engine_gives_them() {
     let of = |config, engine, tensor| predict(&facts(config), &with(engine, tensor));
     let minimax = of(LIGHTNING, "vllm", 8);
-    assert_eq!((minimax.ranks[0].state_per_request, minimax.block), (18_350_080, 512));
-    assert_eq!(of(LIGHTNING, "sglang", 8).ranks[0].state_per_request, 2 * 18_350_080);
+    assert_eq!((minimax.ranks[0].state_per_request.value, minimax.block), (18_350_080, 512));
+    assert_eq!(of(LIGHTNING, "sglang", 8).ranks[0].state_per_request.value, 2 * 18_350_080);
     // 36 layers: 8192 channels of a convolution three tokens back, 32 · 128 · 128 values of a state.
     let (conv, state) = (8_192 * 3, 32 * 128 * 128);
-    let each = |engine, tensor| of(DELTA, engine, tensor).ranks[0].state_per_request;
+    let each = |engine, tensor| of(DELTA, engine, tensor).ranks[0].state_per_request.value;
     assert_eq!(each("vllm", 4), 36 * (2 * conv + 2 * state) / 4);
     assert_eq!(each("sglang", 4), 19_316_736);
     assert_eq!(each("llamacpp", 1), 36 * 4 * (conv + state));
@@ -176,7 +176,8 @@ fn the_only_group_of_mamba_2_is_on_every_rank() {
         r#""num_attention_heads":12,"num_key_value_heads":4,"intermediate_size":512,"num_experts_per_tok":6,
         "shared_intermediate_size":1024,"num_local_experts":64,"mamba_n_heads":48"#,
     );
-    let state = |tensor| predict(&facts(&tiny), &with("vllm", tensor)).ranks[0].state_per_request;
+    let state =
+        |tensor| predict(&facts(&tiny), &with("vllm", tensor)).ranks[0].state_per_request.value;
     assert_eq!(state(4), 7_299_072);
     assert_eq!(state(1), 36 * ((3_072 + 256) * 3 + 48 * 64 * 128) * 2);
 }

@@ -75,6 +75,9 @@ pub(crate) fn facts(config: &str) -> ModelFacts {
     facts.certainty = blueprint.certainty;
     facts.spread = Some(blueprint.spread);
     facts.cache_certainty = blueprint.family;
+    facts.cache_spread = blueprint.cache_spread;
+    facts.unloaded_bytes = crate::base::Bytes(blueprint.unloaded);
+    facts.notes = blueprint.notes;
     facts.layers = Some(blueprint.layout.layers);
     facts.cache_fp8 = quantisation.cache_fp8;
     facts
@@ -330,7 +333,8 @@ fn what_keeps_nothing_does_not_fit_for_that() {
     assert_eq!(predict(&facts, &setup(2)).fits, Some(true));
     facts.caches.clear();
     let unknown = predict(&facts, &setup(1));
-    assert_eq!((unknown.tokens.unwrap().value, unknown.fits), (0, Some(false)));
+    assert_eq!((unknown.tokens, unknown.requests, unknown.fits), (None, None, Some(false)));
+    assert!(unknown.ranks.iter().all(|r| r.tokens.is_none()));
 }
 
 #[test]
@@ -519,7 +523,7 @@ fn llama_cpp_keeps_the_windows_and_states_of_all_slots() {
     assert_eq!(needed(GEMMA, &apart), Bar::exact(full + 52 * 8_192 * 4 * 1_536));
     let short = Setup { context: Some(1_000), ..plain.clone() };
     assert_eq!(needed(GEMMA, &short), Bar::exact(62 * 8_192 * 1_024));
-    let state = predict(&facts(HYBRID), &plain).ranks[0].state_per_request;
+    let state = predict(&facts(HYBRID), &plain).ranks[0].state_per_request.value;
     assert!(state > 0);
     assert_eq!(needed(HYBRID, &plain).value - needed(HYBRID, &one).value, 3 * state);
 }
@@ -538,7 +542,9 @@ fn windows_on_every_layer_do_not_leave_llama_cpp_without_tokens() {
     // A GPU whose layers all have windows holds as many tokens as the others.
     let stages = Setup { pipeline: 16, ..setup };
     let gemma = predict(&facts(GEMMA), &stages);
-    assert!(gemma.ranks.iter().any(|r| r.cache_beyond_windows == 0 && r.cache_needed.value > 0));
+    assert!(
+        gemma.ranks.iter().any(|r| r.cache_beyond_windows.value == 0 && r.cache_needed.value > 0)
+    );
     assert!(gemma.tokens.unwrap().low > 131_072, "{:?}", gemma.tokens);
     assert_eq!(gemma.fits, Some(true));
 }
@@ -563,7 +569,7 @@ fn sglang_keeps_states_beside_the_cache_that_it_tells_of() {
     let tokens = all * 10 / 19;
     assert_eq!(answer.tokens.unwrap().value, tokens / 4_096);
     // Short requests are limited by the states.
-    let states = tensors::mul_div(all - tokens, 100, rank.state_per_request);
+    let states = tensors::mul_div(all - tokens, 100, rank.state_per_request.value);
     assert_eq!(answer.requests.unwrap().value, states);
     assert!(states < tokens / 4_096 * 100 / 1_024);
 }
@@ -742,4 +748,36 @@ fn experts_of_an_unknown_architecture_may_be_none() {
     };
     assert!(experts(256).0 < 0.1, "{:?}", experts(256));
     assert!(experts(8).0 > 0.1, "{:?}", experts(8));
+}
+
+/// Qwen3 0.6B and 1.7B as published hold a head that is their embedding; their configurations are alike those of
+/// models that do not.
+#[test]
+fn a_head_that_is_the_embedding_may_be_stored_all_the_same() {
+    let qwen = |hidden: u64, inner: u64, heads: u64| {
+        facts(&format!(
+            r#"{{"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","torch_dtype":"bfloat16",
+            "hidden_size":{hidden},"intermediate_size":{inner},"num_hidden_layers":28,"num_attention_heads":{heads},
+            "num_key_value_heads":8,"head_dim":128,"vocab_size":151936,"max_position_embeddings":40960,
+            "tie_word_embeddings":true}}"#
+        ))
+    };
+    for (model, without, published) in [
+        (qwen(1_024, 3_072, 16), 1_192_099_840, 1_503_264_768),
+        (qwen(2_048, 6_144, 16), 3_441_149_952, 4_063_479_808),
+    ] {
+        assert_eq!(model.certainty, Certainty::Exact);
+        let answer = predict(&model, &Setup::new(rules("vllm")));
+        let bar = Bar { value: without, low: without, high: published };
+        // What is loaded is the same.
+        let loaded = answer.ranks[0].weights;
+        assert!(loaded.high < without + without / 10, "{loaded:?}");
+        assert!(answer.notes.iter().any(|n| n.contains("some files hold it")));
+        assert_eq!(answer.weights, bar);
+        // Read from files it is known.
+        let read = ModelFacts { parts: 1, ..model };
+        assert_eq!(predict(&read, &Setup::new(rules("vllm"))).weights, Bar::exact(without));
+    }
+    let falcon = facts(r#"{"model_type":"falcon","torch_dtype":"bfloat16"}"#);
+    assert!(falcon.tied && falcon.unloaded_bytes.0 == 0, "its files are known to hold it");
 }

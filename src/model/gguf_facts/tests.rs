@@ -115,7 +115,7 @@ fn hybrids_keep_what_each_layer_has() {
     // Three values of the convolution's channels, and the state, in 32 bits.
     let one = 4 * (3 * (512 + 2 * 2 * 128) + 512 * 128);
     let request = |facts: &ModelFacts| {
-        predict(facts, &Setup::new(rules("llamacpp"))).ranks[0].state_per_request
+        predict(facts, &Setup::new(rules("llamacpp"))).ranks[0].state_per_request.value
     };
     // Both in every layer.
     let falcon =

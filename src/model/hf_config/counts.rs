@@ -41,14 +41,39 @@ impl Count {
 
 /// Where one of these is there and is no number, the family's default must not stand in for it.
 const COUNTS: [Count; 12] = [
-    Count::of(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"], arch::MAX_LAYERS),
-    Count::of(&["hidden_size", "n_embd", "n_embed", "d_model", "word_embed_proj_dim"], 1 << 20),
+    Count::of(
+        &[
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "num_transformer_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "num_encoder_layers",
+            "num_decoder_layers",
+        ],
+        arch::MAX_LAYERS,
+    ),
+    Count::of(
+        &[
+            "hidden_size",
+            "n_embd",
+            "n_embed",
+            "d_model",
+            "model_dim",
+            "embedding_size",
+            "word_embed_proj_dim",
+        ],
+        1 << 20,
+    ),
     Count::of(&["vocab_size", "padded_vocab_size"], 1 << 22),
     Count::of(
         &[
             "head_dim",
             "attention_head_dim",
             "kv_channels",
+            "d_kv",
             "swa_head_dim",
             "swa_v_head_dim",
             "global_head_dim",
@@ -65,6 +90,10 @@ const COUNTS: [Count; 12] = [
     Count::of(
         &[
             "num_attention_heads",
+            "attention_heads",
+            "decoder_attention_heads",
+            "encoder_attention_heads",
+            "num_query_heads",
             "num_key_value_heads",
             "num_kv_heads",
             "num_heads",
@@ -98,6 +127,7 @@ const COUNTS: [Count; 12] = [
             "mlp_hidden_size",
             "decoder_ffn_dim",
             "encoder_ffn_dim",
+            "d_ff",
         ],
         1 << 22,
     )

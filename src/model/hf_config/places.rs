@@ -39,6 +39,13 @@ impl<'a> Places<'a> {
         self.number(keys).and_then(|n| u32::try_from(n).ok()).filter(|n| *n <= 1 << 28)
     }
 
+    /// The largest of a list.
+    pub(super) fn largest(&self, keys: &[&str]) -> Option<u32> {
+        let list = keys.iter().find_map(|key| self.get(key)?.as_array())?;
+        let most = list.iter().filter_map(whole).max()?;
+        u32::try_from(most).ok().filter(|n| *n <= 1 << 28)
+    }
+
     pub(super) fn bool(&self, key: &str) -> Option<bool> {
         match self.get(key)? {
             Value::Bool(b) => Some(*b),
@@ -64,7 +71,8 @@ impl<'a> Places<'a> {
         let least = CONTEXT_KEYS.iter().filter_map(|key| whole(self.get(key)?)).min();
         // Of Command R this is the whole, and `max_position_embeddings` a part.
         let own = self.number(&["model_max_length"]).filter(|n| (1..=MAX_CONTEXT).contains(n));
-        let other = || self.number(&["n_ctx", "max_seq_length"]);
+        let other =
+            || self.number(&["n_ctx", "max_seq_length", "max_context_length", "context_length"]);
         let stated = own.or(least).or_else(other).or(usual)?;
         // Gemma 3 states its length already scaled.
         if self.string("model_type").is_some_and(|kind| kind.contains("gemma3")) {

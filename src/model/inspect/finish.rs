@@ -103,12 +103,22 @@ impl Inspection {
             })?;
         }
         if facts.weight_bytes == Bytes::ZERO {
-            let why = if facts.parts == 0 && self.config.is_some() {
-                "its config.json does not tell what it holds"
-            } else {
-                "it holds no weights"
-            };
-            return Err(self.not_a_model(why, "see whether the file is whole"));
+            if let Some(config) = self.config.as_ref().filter(|_| facts.parts == 0) {
+                let who = match &facts.architecture {
+                    Some(name) if !config.is_known() => {
+                        format!("architecture {name} is not known, and its")
+                    }
+                    _ => "its".to_owned(),
+                };
+                return Err(self.not_a_model(
+                    format!(
+                        "{who} {} has no layers or width that could be read: the weights are needed",
+                        self.config_name
+                    ),
+                    "give the directory with its weights (.safetensors): they tell what it holds",
+                ));
+            }
+            return Err(self.not_a_model("it holds no weights", "see whether the file is whole"));
         }
         if facts.weight_bytes == Bytes(u64::MAX) {
             return Err(self.not_a_model(
@@ -141,11 +151,13 @@ impl Inspection {
         facts.tied = blueprint.tied;
         facts.layers = Some(blueprint.layout.layers);
         facts.cache_certainty = blueprint.family;
+        facts.cache_spread = blueprint.cache_spread;
         if facts.parts == 0 {
             facts.weight_bytes = Bytes(tensors::total(&blueprint.tensors));
             facts.tensors = blueprint.tensors;
             facts.certainty = blueprint.certainty;
             facts.spread = Some(blueprint.spread);
+            facts.unloaded_bytes = Bytes(blueprint.unloaded);
             facts
                 .notes
                 .push(format!("there are no weights here: counted from {}", self.config_name));

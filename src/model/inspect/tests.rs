@@ -362,6 +362,28 @@ fn more_bytes_than_can_be_counted_are_no_figure() {
     assert!(error.hint().is_some());
 }
 
+/// What nobody knows, under names that nobody knows.
+#[test]
+fn a_config_that_tells_nothing_is_told_so() {
+    let of = |config: &str| {
+        let all = files(&[("/m/config.json", config.as_bytes())]);
+        run(Inspection::new("/m").config_alone(), &all).unwrap_err()
+    };
+    let foreign =
+        r#"{"architectures":["OwnForCausalLM"],"model_type":"own","breadth":4096,"storeys":32}"#;
+    let error = of(foreign);
+    assert_eq!(
+        error.to_string(),
+        "/m is not a model: architecture OwnForCausalLM is not known, and its config.json has no layers or width \
+         that could be read: the weights are needed"
+    );
+    assert!(error.hint().unwrap().contains("with its weights"), "{error}");
+    let said = of("{}").to_string();
+    assert!(said.contains("not a model: its config.json has no layers"), "{said}");
+    let said = of(r#"{"model_type":"llama","num_hidden_layers":null}"#).to_string();
+    assert!(said.contains("not a model: its config.json has no layers"), "{said}");
+}
+
 #[test]
 fn a_params_file_alone_is_enough_where_a_config_is() {
     let params = br#"{"dim":4096,"n_layers":32,"head_dim":128,"hidden_dim":14336,"n_heads":32,"n_kv_heads":8,
