@@ -4,10 +4,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Build, Keeps, ending};
+use super::{Build, Certainty, Keeps, deberta, ending};
 
 /// The families.
-pub(super) const KINDS: [&str; 9] = [
+pub(super) const KINDS: [&str; 15] = [
     "bert",
     "roberta",
     "xlm-roberta",
@@ -17,6 +17,12 @@ pub(super) const KINDS: [&str; 9] = [
     "modernbert",
     "nomic_bert",
     "new",
+    "albert",
+    "electra",
+    "longformer",
+    "big_bird",
+    "deberta",
+    "deberta-v2",
 ];
 
 /// What a checkpoint ends in.
@@ -54,7 +60,10 @@ impl Build<'_> {
         let end = End::of(top);
         self.encoder_tables();
         for layer in 0..self.n.layers {
-            self.encoder_layer(layer);
+            // ALBERT's layers are the same one, or a few.
+            if layer < self.encoder_groups() {
+                self.encoder_layer(layer);
+            }
             // No cache at all: not even of one head.
             self.keeps(layer, Keeps::Attention { kv_heads: 0, key: 0, value: 0, window: None });
         }
@@ -69,27 +78,46 @@ impl Build<'_> {
     }
 
     /// A norm with a bias.
-    fn full_norm(&mut self, at: &str) {
-        self.plain(&format!("{at}.weight"), &[self.n.hidden], 1);
-        self.plain(&format!("{at}.bias"), &[self.n.hidden], 1);
+    fn full_norm(&mut self, at: &str, width: u64) {
+        self.plain(&format!("{at}.weight"), &[width], 1);
+        self.plain(&format!("{at}.bias"), &[width], 1);
+    }
+
+    /// Layers with weights of their own.
+    fn encoder_groups(&self) -> u64 {
+        let groups = || self.conf.number(&["num_hidden_groups"]).unwrap_or(1);
+        if self.conf.is(&["albert"]) { groups() } else { self.n.layers }
+    }
+
+    /// Values of a word, which are fewer than those of the hidden state with some.
+    fn word_width(&self) -> u64 {
+        let own = self.conf.is(&["albert", "electra"]);
+        self.conf.number(&["embedding_size"]).filter(|_| own).unwrap_or(self.n.hidden)
     }
 
     fn encoder_tables(&mut self) {
         let (conf, n) = (self.conf, self.n);
-        self.plain("model.embed_tokens.weight", &[n.vocab, n.hidden], 1);
+        if conf.is(&deberta::KINDS) {
+            return self.deberta_tables();
+        }
+        let width = self.word_width();
+        self.plain("model.embed_tokens.weight", &[n.vocab, width], 1);
         let turned = conf.is(&["modernbert", "nomic_bert", "new"]);
         if !turned {
             let places = conf.number(&["max_position_embeddings"]).unwrap_or(512);
-            self.plain("model.embed_positions.weight", &[places, n.hidden], 1);
+            self.plain("model.embed_positions.weight", &[places, width], 1);
         }
         if !conf.is(&["distilbert", "mpnet", "modernbert"]) {
             let kinds = conf.number(&["type_vocab_size"]).unwrap_or(1);
-            self.plain("model.embeddings.token_type_embeddings.weight", &[kinds, n.hidden], 1);
+            self.plain("model.embeddings.token_type_embeddings.weight", &[kinds, width], 1);
         }
         if conf.is(&["modernbert"]) {
             self.plain("model.embeddings.norm.weight", &[n.hidden], 1);
         } else {
-            self.full_norm("model.embeddings.norm");
+            self.full_norm("model.embeddings.norm", width);
+        }
+        if width != n.hidden {
+            self.linear("model.embeddings_project", n.hidden, width, true);
         }
     }
 
@@ -109,6 +137,9 @@ impl Build<'_> {
             }
             return;
         }
+        if conf.is(&deberta::KINDS) {
+            return self.deberta_layer(&at);
+        }
         let (attention, gate, down) = match conf.kind.as_str() {
             "nomic_bert" => {
                 (conf.on("qkv_proj_bias"), Some(conf.on("mlp_fc1_bias")), conf.on("mlp_fc2_bias"))
@@ -119,33 +150,54 @@ impl Build<'_> {
         for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
             self.linear(&format!("{at}.self_attn.{name}"), n.hidden, n.hidden, attention);
         }
+        // Tokens that see all have projections of their own.
+        if conf.is(&["longformer"]) {
+            for name in ["query_global", "key_global", "value_global"] {
+                self.linear(&format!("{at}.self_attn.{name}"), n.hidden, n.hidden, true);
+            }
+        }
         if let Some(bias) = gate {
             self.linear(&format!("{at}.mlp.gate_proj"), n.inner, n.hidden, bias);
         }
         self.linear(&format!("{at}.mlp.up_proj"), n.inner, n.hidden, gate.unwrap_or(true));
         self.linear(&format!("{at}.mlp.down_proj"), n.hidden, n.inner, down);
-        self.full_norm(&format!("{at}.attn_norm"));
-        self.full_norm(&format!("{at}.mlp_norm"));
+        self.full_norm(&format!("{at}.attn_norm"), n.hidden);
+        self.full_norm(&format!("{at}.mlp_norm"), n.hidden);
     }
 
     fn encoder_end(&mut self, end: End) {
         let (conf, n) = (self.conf, self.n);
         // A matrix before what is asked: of BERT and MPNet the pooled state, of others a part of the head.
-        let pools = conf.is(&["bert", "mpnet", "roberta", "xlm-roberta", "camembert"]);
+        let pools = conf.is(&[
+            "bert",
+            "mpnet",
+            "roberta",
+            "xlm-roberta",
+            "camembert",
+            "albert",
+            "longformer",
+            "big_bird",
+        ]);
         let dense = match end {
             End::Nothing => pools,
             End::Words => !conf.is(&["nomic_bert"]),
             End::Scores(_) => true,
             End::Tags(_) => conf.is(&["modernbert"]),
         };
+        let width = if end == End::Words { self.word_width() } else { n.hidden };
         if dense {
             let bias = !conf.is(&["modernbert"]) || conf.on("classifier_bias");
-            self.linear("model.pooler.dense", n.hidden, n.hidden, bias);
+            self.linear("model.pooler.dense", width, n.hidden, bias);
             match (conf.is(&["modernbert"]), end) {
                 (true, _) => self.plain("model.pooler.norm.weight", &[n.hidden], 1),
-                (false, End::Words) => self.full_norm("model.pooler.norm"),
+                (false, End::Words) => self.full_norm("model.pooler.norm", width),
                 _ => {}
             }
+        }
+        let younger = ["albert", "electra", "big_bird", "deberta", "deberta-v2"];
+        if end != End::Nothing && conf.is(&younger) {
+            let why = "what it ends in is counted as BERT's";
+            self.doubt_by(Certainty::Close, (10, 10), why);
         }
         match end {
             End::Nothing => {}
@@ -184,7 +236,16 @@ mod tests {
         let gte = r#""model_type":"new","hidden_size":768,"intermediate_size":3072,"num_hidden_layers":12,
             "num_attention_heads":12,"vocab_size":250048,"type_vocab_size":1,"max_position_embeddings":8192,
             "torch_dtype":"float32""#;
+        let small = r#""model_type":"electra","embedding_size":128,"hidden_size":256,"intermediate_size":1024,
+            "num_attention_heads":4,"num_hidden_layers":12,"vocab_size":30522,"max_position_embeddings":512"#;
+        let shared = r#""model_type":"albert","embedding_size":128,"hidden_size":768,"intermediate_size":3072,
+            "num_attention_heads":12,"num_hidden_layers":12,"num_hidden_groups":1,"vocab_size":30000"#;
+        let long = r#""model_type":"longformer","hidden_size":768,"intermediate_size":3072,"num_attention_heads":12,
+            "num_hidden_layers":12,"vocab_size":50265,"max_position_embeddings":4098,"type_vocab_size":1"#;
         for (architecture, rest, values) in [
+            ("ElectraModel", small, 13_483_008),
+            ("AlbertModel", shared, 11_683_584),
+            ("LongformerModel", long, 148_659_456),
             ("XLMRobertaModel", m3.as_str(), 567_754_752),
             (
                 "XLMRobertaForSequenceClassification",

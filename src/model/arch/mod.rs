@@ -6,16 +6,19 @@
 
 mod attention;
 pub mod conf;
+mod deberta;
 mod deepseek_v4;
 mod doubled;
 mod draft;
 mod encoder;
+mod encoder_decoder;
 mod ending;
 mod gemma3n;
 mod gemma4;
 mod griffin;
 mod mlp;
 mod numbers;
+mod openelm;
 mod state;
 mod unstated;
 mod vision;
@@ -301,6 +304,10 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         let why = "the type of its values is not stated: they are counted in 16 bits";
         build.doubt(Certainty::Close, why);
     }
+    if named.is_none() && !quantised && deberta::KINDS.contains(&conf.kind.as_str()) {
+        let why = "the type of its values is not stated: some have them in 16 bits";
+        build.doubt_by(Certainty::Close, (500, 0), why);
+    }
     if quantisation.unknown {
         build.doubt_by(
             Certainty::Guess,
@@ -322,8 +329,10 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     let ending = Ending::of(top, &conf);
     // Without a head nothing is shared.
     let encodes = conf.is(&encoder::KINDS);
+    // OpenELM has a word of its own for it.
+    let shares = || conf.flag("share_input_output_layers").filter(|_| conf.is(&["openelm"]));
     let known = match ending {
-        Ending::Words if !encodes => stated.or_else(usual),
+        Ending::Words if !encodes => shares().or(stated).or_else(usual),
         _ => Some(false),
     };
     let tied = known.unwrap_or(false);
@@ -331,6 +340,10 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         build.encoder(top);
     } else if conf.is(&["whisper"]) {
         build.whisper(top);
+    } else if encoder_decoder::is(&conf) {
+        build.encoder_decoder(top, tied, ending);
+    } else if conf.is(&["openelm"]) {
+        build.openelm(tied || ending != Ending::Words);
     } else {
         build.embedding();
         for layer in 0..n.layers {
@@ -459,8 +472,31 @@ fn tied_elsewhere(kind: &str) -> Option<bool> {
 }
 
 /// Families published before their files stated a type: values are in 32 bits.
-const IN_32_BITS: [&str; 9] =
-    ["gpt2", "gpt_neo", "gptj", "bert", "roberta", "xlm-roberta", "distilbert", "electra", "xglm"];
+const IN_32_BITS: [&str; 23] = [
+    "gpt2",
+    "gpt_neo",
+    "gptj",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "longformer",
+    "big_bird",
+    "deberta",
+    "deberta-v2",
+    "t5",
+    "mt5",
+    "umt5",
+    "bart",
+    "mbart",
+    "m2m_100",
+    "marian",
+    "pegasus",
+    "blenderbot",
+    "xglm",
+];
 
 /// Families whose defaults are known, but not all their parts.
 const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];

@@ -38,7 +38,8 @@ impl Build<'_> {
         }
     }
 
-    fn with_bias(&mut self, at: &str) {
+    /// A norm with a bias.
+    pub(super) fn with_bias(&mut self, at: &str) {
         self.plain(&format!("{at}.weight"), &[self.n.hidden], 1);
         self.plain(&format!("{at}.bias"), &[self.n.hidden], 1);
     }
