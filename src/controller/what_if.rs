@@ -14,7 +14,7 @@ use super::{search_threads, world};
 use crate::api::{ApiError, ErrorKind, IntentReply, ReplicaTo, Severity, WhatIf, WhatIfView};
 use crate::base::{Hint, HostName, ReplicaKey, ServiceName};
 use crate::placement::global::WorldFile;
-use crate::placement::translate::{Present, Wanted, usual_shapes, world_file};
+use crate::placement::translate::{Present, Wanted, world_file};
 use crate::placement::what_if::WhatIfError;
 use crate::placement::{Demand, HostCapacity, World, sorted, what_if};
 use crate::rollout::{EventKind, RequestedMove, ServiceState};
@@ -115,8 +115,8 @@ impl Core {
         Some(state.releases.get(&state.stable?)?.spec.clone())
     }
 
-    /// Everything that hosts have and services want, as one world; who is not in it, with the reason, and whose reason is
-    /// a mistake.
+    /// Everything that hosts have and services want, with all shapes that they may have, as one world; who is not in it,
+    /// with the reason, and whose reason is a mistake.
     pub(super) fn live_world(
         &mut self,
         drafts: Drafts,
@@ -146,11 +146,9 @@ impl Core {
                 }
             }
         }
-        let shapes: Vec<_> = demands.iter().map(|d| usual_shapes(&hosts, d)).collect();
         let wanted: Vec<Wanted<'_>> = demands
             .iter()
-            .zip(&shapes)
-            .map(|(demand, shapes)| Wanted { demand, shapes, present: Present::MayStay })
+            .map(|demand| Wanted { demand, shapes: &demand.shapes, present: Present::MayStay })
             .collect();
         (world_file(&hosts, &wanted), left_out, mistaken)
     }

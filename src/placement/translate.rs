@@ -47,20 +47,6 @@ pub fn numbered(host: &HostCapacity) -> Vec<(u32, &GpuCapacity)> {
     (0..).zip(gpus).map(|(at, g)| (if own { g.index } else { at }, g)).collect()
 }
 
-/// The shapes to be taken of those that a service may have: the first that could be on empty GPUs, as placing the service
-/// alone does, and that of the replicas that run.
-pub fn usual_shapes(hosts: &[&HostCapacity], demand: &Demand) -> Vec<ShapeNeed> {
-    let first = demand.shapes.iter().find(|n| possible_when_empty(hosts, demand, **n));
-    let mut running: BTreeMap<ReplicaKey, usize> = BTreeMap::new();
-    for part in &demand.reuse {
-        *running.entry(part.replica).or_default() += part.devices.len();
-    }
-    let runs = |n: &&ShapeNeed| running.values().any(|count| *count == n.devices());
-    let mut shapes: Vec<ShapeNeed> = first.into_iter().copied().collect();
-    shapes.extend(demand.shapes.iter().filter(runs).filter(|n| Some(*n) != first).copied());
-    if shapes.is_empty() { demand.shapes.clone() } else { shapes }
-}
-
 /// Whether some host has GPUs enough, and large enough, if nothing were on them.
 pub(super) fn possible_when_empty(
     hosts: &[&HostCapacity],

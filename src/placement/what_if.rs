@@ -10,7 +10,9 @@ use super::global::file::{
     Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService,
     WorldShape, WorldSpread,
 };
-use super::global::{Answer, Control, Helpers, Level, Wrong, solve, solve_as};
+use super::global::{
+    Answer, Control, Helpers, Level, Offers, Wrong, solve, solve_as, solve_offering,
+};
 use crate::base::{Bytes, Hint, HostName, ServiceName};
 use crate::engine::memory::gpu_memory;
 
@@ -172,7 +174,8 @@ impl FromStr for NewHosts {
     }
 }
 
-/// Answers a question about a world. Helpers help where attempts are not bounded.
+/// Answers a question about a world, whose services have their shapes in the order in which they are to be tried. Helpers
+/// help where attempts are not bounded.
 pub fn answer(
     world: WorldFile,
     question: &WhatIf,
@@ -180,15 +183,18 @@ pub fn answer(
     steps: u64,
     helpers: Option<Helpers<'_>>,
 ) -> Result<WhatIfView, WhatIfError> {
-    let now = as_it_is(&world, &world)?;
     let mut check = None;
-    let mut supposed = world;
+    let mut supposed = world.clone();
     for host in &mut supposed.hosts {
         host.up &= !question.without.iter().any(|lost| lost.as_str() == host.name);
     }
     for new in &question.add {
         add_hosts(&mut supposed, new)?;
     }
+    let mut offers = Offers::narrow(&mut supposed);
+    let mut present = world;
+    Offers::as_in(&supposed, &mut present);
+    let mut now = as_it_is(&present, &present)?;
     let asked = supposed.clone();
     if !question.services.is_empty() {
         hold_others(&mut supposed, question);
@@ -204,8 +210,11 @@ pub fn answer(
     let mut answer = match &moved {
         // Where one replica is moved by hand nothing else moves.
         Some(moved) => as_it_is(moved, &asked)?,
-        None => solve(&supposed, &mut control)?,
+        None => solve_offering(&mut supposed, &mut offers, &mut control)?,
     };
+    if Offers::as_in(&supposed, &mut present) {
+        now = as_it_is(&present, &present)?;
+    }
     let hole = match wanted {
         Some(gpus) => Some(take_hole(&mut supposed, &mut answer, gpus)?),
         None => None,

@@ -246,3 +246,59 @@ fn a_hole_leaves_what_is_free_beside_it() {
     let level = view.answer.objective.iter().find(|l| l.name == "fragmentation").unwrap();
     assert!(level.value == 8 && level.bound >= 8, "{level:?}");
 }
+
+/// Hosts `g1` with one H100 of 80 GiB and `g2` with four A100 of 40; a model of 60 GiB, on one GPU or on two.
+fn large_or_divided(replicas: u32, placements: &Value) -> WorldFile {
+    let gpu = |i: u32, model: &str, memory: &str| json!({"index": i, "model": model, "memory_total": memory, "island": 0});
+    let a100: Vec<Value> = (0..4).map(|i| gpu(i, "A100", "40GiB")).collect();
+    world(&json!({
+        "hosts": [{"name": "g1", "gpus": [gpu(0, "H100", "80GiB")]}, {"name": "g2", "gpus": a100}],
+        "services": [{"name": "chat", "replicas": replicas, "one_host": true, "weights_bytes": "60GiB", "spread": "host",
+            "shapes": [{"tensor": 1, "memory": "66GiB"}, {"tensor": 2, "memory": "35GiB"}, {"tensor": 4, "memory": "20GiB"}]}],
+        "placements": placements,
+    }))
+}
+
+fn tensors(view: &WhatIfView) -> Vec<(String, u32)> {
+    let replicas = &view.answer.services[0].replicas;
+    replicas.iter().map(|r| (r.ranks[0].host.clone(), r.shape.tensor)).collect()
+}
+
+/// As its own rollout takes the first shape by which all replicas have a place.
+#[test]
+fn replicas_that_the_first_shape_leaves_without_a_place_get_another() {
+    let view = asked(large_or_divided(1, &json!([])), &WhatIf::default());
+    assert_eq!(tensors(&view), [("g1".to_owned(), 1)]);
+    let view = asked(large_or_divided(2, &json!([])), &WhatIf::default());
+    assert_eq!((view.answer.placed, view.answer.wanted), (2, 2));
+    assert_eq!(tensors(&view), [("g2".to_owned(), 2), ("g2".to_owned(), 2)]);
+    // The world that is told has the shapes of the answer: `gpudeck place` gives it again.
+    let shapes = &view.world.services[0].shapes;
+    assert_eq!(shapes.iter().map(|s| s.tensor).collect::<Vec<_>>(), [2]);
+    // Three are only possible with several shapes at a time.
+    let view = asked(large_or_divided(3, &json!([])), &WhatIf::default());
+    assert_eq!((view.answer.placed, view.answer.wanted), (3, 3));
+    // More than there is room for: as many as possible.
+    let view = asked(large_or_divided(9, &json!([])), &WhatIf::default());
+    assert_eq!((view.answer.placed, view.answer.wanted), (3, 9));
+}
+
+/// Which shapes are possible is asked of the world that is supposed.
+#[test]
+fn what_is_lost_or_added_decides_on_the_shape() {
+    let runs = json!([running("chat", 0, "g1", &[0])]);
+    let view = asked(large_or_divided(1, &runs), &WhatIf::default());
+    assert_eq!((tensors(&view), view.answer.moves.len()), (vec![("g1".to_owned(), 1)], 0));
+    let lost = WhatIf { without: vec![name("g1")], ..WhatIf::default() };
+    let view = asked(large_or_divided(1, &runs), &lost);
+    assert_eq!(view.answer.placed, 1, "{:#?}", view.answer.services);
+    assert_eq!(tensors(&view), [("g2".to_owned(), 2)]);
+    // New hosts take it whole again.
+    let view =
+        asked(large_or_divided(1, &runs), &WhatIf { add: vec![name("1x1xh100")], ..lost.clone() });
+    assert_eq!(tensors(&view), [("new1".to_owned(), 1)]);
+    // A hole is as large as what the service is offered, and the service comes before it.
+    let hole = WhatIf { defrag: Some(0), ..lost };
+    let view = asked(large_or_divided(1, &runs), &hole);
+    assert_eq!((view.answer.placed, tensors(&view).len()), (1, 1));
+}

@@ -24,7 +24,9 @@ use super::file::{WorldFile, WorldHost, WorldLink, WorldSpread};
 use crate::spec::Requirement;
 
 pub(super) use self::facts::{fact, free_memory};
-pub(super) use self::needs::{A_RACK, headroom, most_link, need, needed, shape_trouble, span_cost};
+pub(super) use self::needs::{
+    A_RACK, headroom, most_link, need, needed, running_shape, shape_trouble, span_cost,
+};
 pub(in crate::placement) use self::needs::{APART, Joined, ON_NODE, ON_SWITCH, Share, link_cost};
 pub(super) use self::tables::{Cell, Host, Incumbent, NONE, Problem, Service};
 

@@ -2,7 +2,7 @@
 //!
 //! [`file`] is the world as one JSON file and [`read`] checks it, `compile` makes tables of it, `layout` divides one
 //! host, `state` keeps a placement and its worth, `search` finds good ones (`wide` where replicas lie on several hosts, `team`
-//! with the caller's threads),
+//! with the caller's threads), `offers` which shapes a deck's services are asked about with,
 //! `exact` all of a small world, `bound` says what cannot be bettered, `answer` and `why` tell it. The objective is
 //! defined in `docs/placement.md`. No clock: the caller says through [`Control`] how much of its time is used.
 
@@ -23,6 +23,7 @@ pub mod file;
 mod layout;
 mod leaves;
 mod never;
+mod offers;
 mod places;
 mod polish;
 pub mod read;
@@ -35,6 +36,7 @@ mod wide;
 pub use answer::{Answer, Level, Search as SearchFacts};
 pub(super) use compile::{Joined, ON_NODE, ON_SWITCH, Share, link_cost};
 pub use file::WorldFile;
+pub(super) use offers::{Offers, solve_offering};
 pub use read::{WorldError, Wrong, check, read};
 pub use team::Helpers;
 
