@@ -322,3 +322,39 @@ async fn a_replica_is_moved_by_hand_by_the_rules() {
     let held = ReplicaTo { replica: successor, ..place(&from, &[0, 1]) };
     assert!(check(held).await.violated.unwrap().contains("held by other/0"));
 }
+
+/// A list of shapes: the first by which all replicas have a place, told as it is in the plan, the command and the world.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_runs_in_the_first_of_its_shapes_that_has_room() {
+    let stage = stage(1, 4).await;
+    stage.write("chat", 1, 1, "", "");
+    let file = stage.deck.join("services/chat.toml");
+    let written = |shapes: &str| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.replace(
+            "\"{port}\"]",
+            "\"{port}\", \"--tp\", \"{tensor}\", \"--pp\", \"{pipeline}\"]",
+        );
+        let text = text.replace("parallel = { tensor = 1 }", &format!("parallel = {shapes}"));
+        std::fs::write(&file, text).unwrap();
+    };
+    written("[{ tensor = 8 }, { tensor = 2, pipeline = 2 }, { tensor = 1 }]");
+    let plan = stage.client.plan(&"chat".parse().unwrap()).await.unwrap();
+    let [replica] = plan.replicas.as_slice() else { panic!("{plan:?}") };
+    assert_eq!((replica.divided().as_str(), replica.ranks[0].devices.len()), (" as tp2 pp2", 4));
+    assert!(replica.ranks[0].argv.ends_with(&["--tp", "2", "--pp", "2"].map(str::to_owned)));
+    let view = stage.client.what_if(&WhatIf::default()).await.unwrap();
+    let shape = view.answer.services[0].replicas[0].shape;
+    assert_eq!((shape.tensor, shape.pipeline), (2, 2));
+    stage.serve("chat").await;
+    // What runs so stays so, and goes on where only the number of replicas that are wanted changes.
+    let view = stage.client.what_if(&WhatIf::default()).await.unwrap();
+    assert_eq!(view.answer.services[0].replicas[0].state, "stays", "{:#?}", view.answer.services);
+    let running = view.world.placements[0].shape.unwrap();
+    assert_eq!((running.tensor, running.pipeline, running.data), (2, 2, 1));
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text + "max_surge = 1\n").unwrap();
+    let plan = stage.client.plan(&"chat".parse().unwrap()).await.unwrap();
+    assert!(plan.replicas[0].runs_on_as.is_some(), "{plan:#?}");
+    assert_eq!(plan.replicas[0].divided(), " as tp2 pp2");
+}

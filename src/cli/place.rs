@@ -89,7 +89,11 @@ fn rank(rank: &RankAnswer) -> String {
 }
 
 fn replica(replica: &ReplicaAnswer) -> String {
-    replica.ranks.iter().map(rank).collect::<Vec<_>>().join(" + ")
+    let on = replica.ranks.iter().map(rank).collect::<Vec<_>>().join(" + ");
+    let shape = replica.shape;
+    let divided = [("pp", shape.pipeline), ("dp", shape.data)].into_iter().filter(|d| d.1 > 1);
+    let divided: String = divided.map(|(word, degree)| format!(" {word}{degree}")).collect();
+    if divided.is_empty() { on } else { format!("{on} as tp{}{divided}", shape.tensor) }
 }
 
 /// The answer for people.

@@ -41,11 +41,12 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
         for (rank, planned) in replica.ranks.iter().enumerate() {
             let room = replica.room(planned).map(|room| format!(", {room}")).unwrap_or_default();
             table::out(&format!(
-                "  {}/{}/{rank}  {}  {}  needs {} each{room}",
+                "  {}/{}/{rank}  {}  {}{}  needs {} each{room}",
                 plan.service,
                 replica.replica,
                 planned.host,
                 planned.devices_text,
+                replica.divided(),
                 planned.memory_per_device,
             ))?;
         }

@@ -20,7 +20,7 @@ use crate::model::observation::Where;
 use crate::model::{Correction, Loaded, ModelFacts, Observation, Setup};
 use crate::placement::HostCapacity;
 use crate::rollout::{EventKind, Phase, Release, ServiceState};
-use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
+use crate::spec::{DeviceKind, ParallelShape, ServiceSpec};
 use crate::weights::{self, LinkFiles};
 
 /// Piece of a log that is asked for at once.
@@ -119,7 +119,7 @@ impl Core {
             service: state.service.clone(),
             release: replica.release,
             spec: release.spec.clone(),
-            shape: shape_of(release, plan.ranks.iter().map(|r| r.devices.len()).sum()),
+            shape: plan.shape(),
             ranks,
             place,
         })
@@ -212,17 +212,17 @@ impl Core {
             let key = ReplicaKey { release: release.number, replica: *replica };
             !release.keeps.contains_key(&key)
         };
-        let places: BTreeSet<(String, Bytes, usize)> = (0..)
+        let places: BTreeSet<(String, Bytes, ParallelShape)> = (0..)
             .zip(&release.replicas)
             .filter(|(replica, _)| starts(replica))
             .filter_map(|(_, replica)| {
                 let first = replica.ranks.first()?;
                 let (name, total) = self.gpu_named(&first.host, first.devices.first()?)?;
-                Some((name, total?, replica.ranks.iter().map(|r| r.devices.len()).sum()))
+                Some((name, total?, replica.shape()))
             })
             .collect();
-        let warning = |(name, total, devices): &(String, Bytes, usize)| {
-            let shape = shape_of(release, *devices);
+        let warning = |(name, total, shape): &(String, Bytes, ParallelShape)| {
+            let shape = *shape;
             let setup = engine.setup(spec, facts, shape)?;
             let correction = self.correction(facts, name, &setup);
             let gpu = Some((name.as_str(), *total));
@@ -297,18 +297,6 @@ fn for_all_kinds(needs: &[(Bytes, Bytes)], share: Option<f64>) -> Option<Bytes> 
     };
     let right = needs.iter().all(|(need, total)| !holds(*least, *total) || holds(*need, *total));
     Some(if right { *least } else { most })
-}
-
-/// How a replica is divided: as its spec says, else tensor parallelism over all its devices.
-pub(super) fn shape_of(release: &Release, devices: usize) -> ParallelShape {
-    match release.spec.parallel {
-        Parallel::Shape(shape) => shape,
-        Parallel::Auto => {
-            let tensor = u32::try_from(devices).ok().and_then(std::num::NonZeroU32::new);
-            let one = std::num::NonZeroU32::MIN;
-            ParallelShape { tensor: tensor.unwrap_or(one), pipeline: one, data: one }
-        }
-    }
 }
 
 /// Reads the logs of all ranks and the model's headers, and compares.

@@ -325,7 +325,7 @@ mod tests {
             files: Vec::new(),
         };
         let release = Release {
-            replicas: vec![ReplicaPlan { ranks: vec![plan] }],
+            replicas: vec![ReplicaPlan { ranks: vec![plan], shape: None }],
             ..crate::controller::saved::tests::release(deck, &service)
         };
         let rank = release.rank_ids(0, crate::base::Attempt::FIRST).remove(0);

@@ -456,7 +456,7 @@ pub(super) mod tests {
             service: service.clone(),
             revision: crate::base::Revision("c0ffee".to_owned()),
             spec: crate::spec::parse_service("model = \"/m\"\nengine = \"vllm\"", "chat").unwrap(),
-            replicas: vec![crate::rollout::ReplicaPlan { ranks: Vec::new() }; 40],
+            replicas: vec![crate::rollout::ReplicaPlan { ranks: Vec::new(), shape: None }; 40],
             gateway: None,
             borrowing: None,
             keeps: BTreeMap::new(),

@@ -17,7 +17,7 @@ use crate::placement::global::WorldFile;
 use crate::placement::translate::{Present, Wanted, world_file};
 use crate::placement::what_if::WhatIfError;
 use crate::placement::{Demand, HostCapacity, World, sorted, what_if};
-use crate::rollout::{EventKind, RequestedMove, ServiceState};
+use crate::rollout::{EventKind, ReplicaPlan, RequestedMove, ServiceState};
 use crate::spec::DeviceKind;
 
 /// How long a question may be thought about, beside the loop, and how often something may be tried.
@@ -256,6 +256,10 @@ impl Core {
         demand.staying.retain(|r| r.replica != key);
         if demand.device == DeviceKind::Gpu {
             demand.shapes.retain(|s| s.devices() == to.gpus.len());
+            let own = release.replica(key.replica).map(ReplicaPlan::shape);
+            if demand.shapes.iter().any(|s| Some(s.shape) == own) {
+                demand.shapes.retain(|s| Some(s.shape) == own);
+            }
             if demand.shapes.is_empty() {
                 return Err(ApiError {
                     kind: ErrorKind::Unplaceable,

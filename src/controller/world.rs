@@ -146,6 +146,7 @@ pub fn reusable(state: &DeckState, service: &ServiceName) -> Vec<Reuse> {
                 host: rank.host.clone(),
                 devices: rank.devices.clone(),
                 memory_per_device: rank.memory_per_device,
+                shape: plan.shape(),
             })
         })
         .collect()
@@ -253,6 +254,7 @@ mod tests {
             host: "h".parse().unwrap(),
             devices: vec![DeviceId::Cpu],
             memory_per_device: Bytes::gib(gib),
+            shape: crate::spec::ParallelShape::of_tensor(1),
         };
         let none = BTreeMap::new();
         let mut hosts = vec![HostCapacity::observed(

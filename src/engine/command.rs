@@ -1,36 +1,24 @@
 //! Any engine with an OpenAI-compatible API, started by a command line of the user's.
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, args, check_shape, fixed_memory, key, limits,
-    loaded, memory, shapes_where,
+    Engine, EngineCommand, EngineError, RankContext, args, fixed_memory, key, limits, loaded,
+    memory,
+    shapes::{check_shapes, none_suits, shapes_where, whole_layers_only},
+    template::{expand, no_context, no_key_file},
 };
-use crate::base::{Bytes, text};
+use crate::base::Bytes;
 use crate::model::cache::CacheBits;
 use crate::model::estimate::{Budget, Pool};
 use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, Overheads, Rules, Setup, WeightSplit, per_device,
 };
 use crate::spec::{
-    CommandEngine, DeviceKind, MetricNames, Parallel, ParallelShape, RuntimeSpec, ServiceSpec,
+    CommandEngine, DeviceKind, MetricNames, ParallelShape, RuntimeSpec, ServiceSpec,
 };
 
 /// The adapter, with the user's command line.
 #[derive(Debug)]
 pub struct Command(pub CommandEngine);
-
-const PLACEHOLDERS: [&str; 11] = [
-    "port",
-    "address",
-    "model",
-    "tensor",
-    "context",
-    "rank",
-    "replica",
-    "release",
-    "service",
-    "gpudeck",
-    "api_key_file",
-];
 
 impl Command {
     /// Whose metrics it has tells which engine it is.
@@ -46,6 +34,47 @@ impl Command {
     /// `CUDA_VISIBLE_DEVICES` holds anything else (`custom_all_reduce.py` makes integers of it), and vLLM fails.
     const fn counts_gpus(&self) -> bool {
         matches!(self.0.metrics, Some(MetricNames::Vllm | MetricNames::Sglang))
+    }
+
+    /// Whether the command says this of its shape.
+    fn is_told(&self, placeholder: &str) -> bool {
+        self.0.run.iter().any(|word| word.contains(placeholder))
+    }
+
+    /// Copies of attention among the ranks of tensor parallelism, which `SGLang` is asked for by its arguments.
+    fn has_copies_inside(&self, spec: &ServiceSpec) -> bool {
+        self.rules().is_some_and(|rules| rules.data_inside)
+            && args::has(&self.words(spec), &["--enable-dp-attention"])
+    }
+
+    /// Why the engine cannot be divided so, or cannot be told to.
+    fn cannot(&self, spec: &ServiceSpec, shape: ParallelShape) -> Option<EngineError> {
+        if self.0.metrics == Some(MetricNames::LlamaCpp) {
+            return whole_layers_only("command", shape);
+        }
+        if shape.data.get() > 1 && self.has_copies_inside(spec) {
+            return Some(EngineError::Unsupported {
+                engine: "command",
+                what: format!("data = {} with --enable-dp-attention", shape.data),
+                hint: "its copies are among the ranks of tensor parallelism: leave `data` out, and write for example \
+                       \"--dp-size\", \"{tensor}\""
+                    .to_owned(),
+            });
+        }
+        let degrees =
+            [("tensor", shape.tensor), ("pipeline", shape.pipeline), ("data", shape.data)];
+        // One number of GPUs for tensor parallelism may stand in the command as it is.
+        let several = spec.parallel.shapes().iter().any(|other| other.tensor != shape.tensor);
+        let must = |(name, degree): &(&str, std::num::NonZeroU32)| {
+            if *name == "tensor" { several } else { degree.get() > 1 }
+        };
+        let untold =
+            |(name, _): &(&str, std::num::NonZeroU32)| !self.is_told(&format!("{{{name}}}"));
+        let (name, degree) = degrees.into_iter().find(|d| must(d) && untold(d))?;
+        Some(EngineError::Template {
+            what: format!("{name} = {degree} is asked for, and nothing in `run` says so"),
+            hint: format!("write {{{name}}} where the engine is told of it"),
+        })
     }
 
     /// Its key is none of the spec's, and it hears of the one that it is to ask for.
@@ -100,7 +129,7 @@ impl Engine for Command {
     }
 
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
-        check_shape("command", spec)?;
+        check_shapes("command", spec, |shape| self.cannot(spec, shape))?;
         if facts.is_none() && spec.memory.is_none() {
             return Err(EngineError::Template {
                 what: "the memory it takes is not known (the model's files cannot be read)"
@@ -118,9 +147,7 @@ impl Engine for Command {
         if let Some(error) = facts.zip(known).and_then(|(f, name)| limits::form(f, name)) {
             return Err(error);
         }
-        if let (Some(facts), Parallel::Shape(shape)) = (facts, spec.parallel)
-            && let Some(error) = self.refuses(spec, facts, shape)
-        {
+        if let Some(error) = facts.and_then(|facts| none_suits(self, spec, facts)) {
             return Err(error);
         }
         match self.0.run.first() {
@@ -146,8 +173,7 @@ impl Engine for Command {
 
     fn shapes(&self, spec: &ServiceSpec, _facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
         // Without {tensor} the command cannot be told how to divide itself.
-        let divisible = self.0.run.iter().any(|word| word.contains("{tensor}"));
-        shapes_where(spec, |_| divisible)
+        shapes_where(spec, |_| self.is_told("{tensor}"))
     }
 
     fn memory(
@@ -187,18 +213,20 @@ impl Engine for Command {
         let devices = u64::from(shape.tensor.get());
         let (tensor, pipeline) = match rules.split {
             WeightSplit::Layers => (1, devices),
-            WeightSplit::Tensors => (devices, 1),
+            WeightSplit::Tensors => (devices, u64::from(shape.pipeline.get())),
         };
         // `SGLang`'s copies of attention among the ranks.
         let copies = ["--dp-size", "--dp", "--data-parallel-size"];
-        let inside = rules.data_inside && args::has(&words, &["--enable-dp-attention"]);
-        let data = args::ranks(&words, &copies, devices).filter(|_| inside);
+        let inside = args::ranks(&words, &copies, devices).filter(|_| self.has_copies_inside(spec));
+        // Copies with GPUs of their own: vLLM spreads experts over them, `SGLang`'s have nothing in common.
+        let beside = if rules.data_inside { 1 } else { u64::from(shape.data.get()) };
+        let spread = tensor.saturating_mul(beside);
         Some(Setup {
             tensor,
             pipeline,
-            data: data.unwrap_or(1),
-            data_inside: data.map(|_| true),
-            expert: if tensor > 1 { args::experts(&words, devices) } else { 1 },
+            data: inside.unwrap_or(beside),
+            data_inside: inside.map(|_| true),
+            expert: if spread > 1 { args::experts(&words, spread) } else { 1 },
             context: super::context_of(spec, Some(facts)),
             cache: match rules.pool {
                 Pool::Cells => args::cells(&words),
@@ -280,6 +308,8 @@ impl Engine for Command {
                 "address" => rank.address.to_owned(),
                 "model" => rank.model().to_owned(),
                 "tensor" => rank.shape.tensor.to_string(),
+                "pipeline" => rank.shape.pipeline.to_string(),
+                "data" => rank.shape.data.to_string(),
                 "context" => {
                     super::context_of(rank.spec, rank.facts).ok_or_else(no_context)?.to_string()
                 }
@@ -301,13 +331,6 @@ impl Engine for Command {
     }
 }
 
-fn no_context() -> EngineError {
-    EngineError::Template {
-        what: "{context} is used and no context is known".to_owned(),
-        hint: "set `context` in the service's spec".to_owned(),
-    }
-}
-
 /// What tells an engine with these rules its share of a GPU.
 const fn share_options(rules: &Rules) -> &'static [&'static str] {
     match rules.budget {
@@ -315,52 +338,4 @@ const fn share_options(rules: &Rules) -> &'static [&'static str] {
         Budget::Static => &["--mem-fraction-static"],
         Budget::Needed => &[],
     }
-}
-
-fn no_key_file() -> EngineError {
-    EngineError::Template {
-        what: format!("{} is used and no file is known", key::PLACEHOLDER),
-        hint: "set `api_key_file` in the service's spec: the path of a file on the hosts"
-            .to_owned(),
-    }
-}
-
-/// Fills in `{name}`. Braces around anything but a lower-case word (JSON, say) stay as they are.
-fn expand(
-    word: &str,
-    value: &dyn Fn(&str) -> Result<String, EngineError>,
-) -> Result<String, EngineError> {
-    let mut out = String::with_capacity(word.len());
-    let mut rest = word;
-    while let Some(open) = rest.find('{') {
-        let (before, from) = rest.split_at(open);
-        out.push_str(before);
-        let name = from.find('}').and_then(|close| from.get(1..close)).filter(|name| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
-        });
-        let Some(name) = name else {
-            out.push('{');
-            rest = from.get(1..).unwrap_or("");
-            continue;
-        };
-        if !PLACEHOLDERS.contains(&name) {
-            return Err(EngineError::Template {
-                what: format!("`{{{}}}` is not known", text::clean(name, 40)),
-                hint: match text::nearest(name, PLACEHOLDERS) {
-                    Some(near) => format!("did you mean `{{{near}}}`?"),
-                    None => format!("known are {}", PLACEHOLDERS.join(", ")),
-                },
-            });
-        }
-        if name == "gpudeck" && word != "{gpudeck}" {
-            return Err(EngineError::Template {
-                what: "`{gpudeck}` must be a word of its own".to_owned(),
-                hint: "write for example run = [\"{gpudeck}\", \"sim-engine\"]".to_owned(),
-            });
-        }
-        out.push_str(&value(name)?);
-        rest = from.get(name.len() + 2..).unwrap_or("");
-    }
-    out.push_str(rest);
-    Ok(out)
 }

@@ -64,18 +64,20 @@ pub(super) fn cuts(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
         return None;
     }
     let tokens = setup.rules.pool == Pool::Tokens;
-    let stages = || {
-        let layers = u64::from(facts.layers.filter(|n| *n > 0)?);
-        (setup.pipeline > layers).then(|| EngineError::Indivisible {
-            what: format!("{layers} layers cannot be divided over {} stages", setup.pipeline),
-            hint: format!("use at most {layers} stages"),
-        })
-    };
     heads(facts, setup.attention(facts))
-        .or_else(stages)
+        .or_else(|| stages(facts, setup.pipeline))
         .or_else(|| if tokens { tiles::experts(facts, setup) } else { only_vllm(facts, setup) })
         .or_else(|| tiles::states(facts, setup))
         .or_else(|| tiles::refusal(facts, setup))
+}
+
+/// More stages than layers.
+pub(super) fn stages(facts: &ModelFacts, pipeline: u64) -> Option<EngineError> {
+    let layers = u64::from(facts.layers.filter(|n| *n > 0)?);
+    (pipeline > layers).then(|| EngineError::Indivisible {
+        what: format!("{layers} layers cannot be divided over {pipeline} stages"),
+        hint: format!("use at most {layers} stages"),
+    })
 }
 
 /// What vLLM refuses and `SGLang` does not: values that bitsandbytes has packed have no rows that could

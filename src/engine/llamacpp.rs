@@ -3,15 +3,16 @@
 //! `parallel.tensor` is the number of GPUs; llama.cpp gives each whole layers (`-sm layer`).
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    key, loaded, memory, shapes_where,
+    Engine, EngineCommand, EngineError, RankContext, args, context_of, fixed_memory, key, loaded,
+    memory,
+    shapes::{check_shapes, none_suits, shapes_where, whole_layers_only},
 };
 use crate::base::Bytes;
 use crate::model::{
     Bar, Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Rules, Setup, WeightSplit,
     per_device,
 };
-use crate::spec::{DeviceKind, Parallel, ParallelShape, ServiceSpec};
+use crate::spec::{DeviceKind, ParallelShape, ServiceSpec};
 
 /// The adapter.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl Engine for LlamaCpp {
     }
 
     fn check(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Result<(), EngineError> {
-        check_shape("llamacpp", spec)?;
+        check_shapes("llamacpp", spec, |shape| whole_layers_only("llamacpp", shape))?;
         let given = args::dashed(&spec.args);
         args::refuse_owned(&given, &OWNED)?;
         if args::has(&given, &[key::LLAMA_CPP_OPTION]) && spec.api_key_file.is_some() {
@@ -73,16 +74,20 @@ impl Engine for LlamaCpp {
                 hint: "give the path of a .gguf file, or use engine = \"vllm\"".to_owned(),
             });
         }
-        if let Parallel::Shape(shape) = spec.parallel
-            && let Some(layers) = facts.layers
-            && shape.tensor.get() > layers.max(1)
-        {
-            return Err(EngineError::Indivisible {
-                what: format!("{layers} layers cannot be divided over {} GPUs", shape.tensor),
-                hint: format!("use tensor = {layers} or less"),
-            });
-        }
-        Ok(())
+        none_suits(self, spec, facts).map_or(Ok(()), Err)
+    }
+
+    fn refuses(
+        &self,
+        _spec: &ServiceSpec,
+        facts: &ModelFacts,
+        shape: ParallelShape,
+    ) -> Option<EngineError> {
+        let layers = facts.layers.filter(|layers| shape.tensor.get() > (*layers).max(1))?;
+        Some(EngineError::Indivisible {
+            what: format!("{layers} layers cannot be divided over {} GPUs", shape.tensor),
+            hint: format!("use tensor = {layers} or less"),
+        })
     }
 
     fn shapes(&self, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Vec<ParallelShape> {

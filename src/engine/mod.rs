@@ -13,6 +13,8 @@ pub mod llamacpp;
 pub mod loaded;
 pub mod memory;
 pub mod metrics;
+mod shapes;
+mod template;
 pub mod token;
 pub mod vllm;
 
@@ -20,12 +22,13 @@ use std::collections::BTreeMap;
 
 use crate::base::{Bytes, DeviceId, ReleaseNumber, ServiceName, text};
 use crate::model::{Correction, Loaded, MemoryEstimate, ModelFacts, Setup};
-use crate::spec::{DeviceKind, EngineSpec, Parallel, ParallelShape, ServiceSpec};
+use crate::spec::{DeviceKind, EngineSpec, ParallelShape, ServiceSpec};
 use crate::wire::GPU_NUMBERS;
 
 pub use error::EngineError;
 pub use histogram::Histogram;
 pub use metrics::EngineMetrics;
+pub use shapes::{Shapes, shapes};
 pub use token::{TokenAnswer, TokenRequest};
 
 /// An inference engine.
@@ -173,27 +176,6 @@ pub fn unsure(memory: &MemoryEstimate, has: Bytes, name: &str) -> Option<String>
     ))
 }
 
-/// The shapes that a replica may have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shapes {
-    /// To be tried in this order.
-    pub good: Vec<ParallelShape>,
-    /// Those that the engine would not start with, and why.
-    pub refused: Vec<(ParallelShape, EngineError)>,
-}
-
-/// The shapes to try, and those that the engine refuses of what is known of the model.
-pub fn shapes(engine: &dyn Engine, spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Shapes {
-    let mut found = Shapes::default();
-    for shape in engine.shapes(spec, facts) {
-        match facts.and_then(|facts| engine.refuses(spec, facts, shape)) {
-            Some(why) => found.refused.push((shape, why)),
-            None => found.good.push(shape),
-        }
-    }
-    found
-}
-
 /// The shapes to try, in order, each with what a rank takes on each device: what placing asks for.
 pub fn needs(
     engine: &dyn Engine,
@@ -230,8 +212,10 @@ pub struct RankContext<'a> {
     pub address: &'a str,
     /// Port to listen on.
     pub port: u16,
-    /// The rank's devices.
+    /// The rank's devices, in groups of `tensor` one after another.
     pub devices: &'a [DeviceId],
+    /// The place of each of them among them as the host's driver counts, where that is known.
+    pub order: Option<&'a [usize]>,
     /// The release.
     pub release: ReleaseNumber,
     /// The replica, from 0.
@@ -286,7 +270,14 @@ impl RankContext<'_> {
             // As the driver counts. By default CUDA begins with the fastest.
             env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
         }
-        // A container gets its GPUs from the Docker Engine, sees no others, and counts from 0.
+        // A container gets its GPUs from the Docker Engine, sees no others, and counts from 0 as the driver does: where its
+        // groups are others it is told their order.
+        let order = self.order.filter(|order| self.docker && !order.is_sorted());
+        if let Some(order) = order {
+            let numbers: Vec<String> = order.iter().map(ToString::to_string).collect();
+            env.insert(VISIBLE.to_owned(), numbers.join(","));
+            env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+        }
         Ok(env)
     }
 
@@ -310,7 +301,7 @@ impl RankContext<'_> {
     fn check_devices(&self) -> Result<(), EngineError> {
         let gpus = self.devices.iter().filter(|d| **d != DeviceId::Cpu).count();
         let wanted = match self.spec.device {
-            DeviceKind::Gpu => usize::try_from(self.shape.tensor.get()).unwrap_or(usize::MAX),
+            DeviceKind::Gpu => usize::try_from(self.shape.devices()).unwrap_or(usize::MAX),
             DeviceKind::Cpu => 0,
         };
         if gpus == wanted { Ok(()) } else { Err(EngineError::Devices { wanted, given: gpus }) }
@@ -320,50 +311,6 @@ impl RankContext<'_> {
 /// The longest sequence that is served: the spec's, else the model's.
 fn context_of(spec: &ServiceSpec, facts: Option<&ModelFacts>) -> Option<u64> {
     spec.context.or_else(|| facts.and_then(|f| f.context))
-}
-
-fn shape(tensor: u32) -> ParallelShape {
-    let one = std::num::NonZeroU32::MIN;
-    let tensor = std::num::NonZeroU32::new(tensor).unwrap_or(one);
-    ParallelShape { tensor, pipeline: one, data: one }
-}
-
-/// The spec's shape, or 1, 2, 4 and 8 devices as far as `good` allows. Never empty.
-fn shapes_where(spec: &ServiceSpec, good: impl Fn(u32) -> bool) -> Vec<ParallelShape> {
-    match (spec.parallel, spec.device) {
-        (Parallel::Shape(shape), _) => vec![shape],
-        (Parallel::Auto, DeviceKind::Cpu) => vec![shape(1)],
-        (Parallel::Auto, DeviceKind::Gpu) => {
-            [1, 2, 4, 8].into_iter().filter(|n| *n == 1 || good(*n)).map(shape).collect()
-        }
-    }
-}
-
-/// Refuses what no adapter does yet: replicas over several hosts, and CPU ranks on many devices.
-fn check_shape(name: &'static str, spec: &ServiceSpec) -> Result<(), EngineError> {
-    let Parallel::Shape(shape) = spec.parallel else { return Ok(()) };
-    if shape.pipeline.get() > 1 {
-        return Err(EngineError::Unsupported {
-            engine: name,
-            what: format!("pipeline parallelism ({})", shape.pipeline),
-            hint: "use `parallel = { tensor = N }`: a replica stays on one host for now".to_owned(),
-        });
-    }
-    if shape.data.get() > 1 {
-        return Err(EngineError::Unsupported {
-            engine: name,
-            what: format!("data parallelism ({}) inside a replica", shape.data),
-            hint: "raise `replicas` instead".to_owned(),
-        });
-    }
-    if spec.device == DeviceKind::Cpu && shape.tensor.get() > 1 {
-        return Err(EngineError::Unsupported {
-            engine: name,
-            what: format!("tensor parallelism ({}) on host memory", shape.tensor),
-            hint: "remove `parallel` from the spec".to_owned(),
-        });
-    }
-    Ok(())
 }
 
 /// The spec's own figure instead of an estimate.

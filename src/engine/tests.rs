@@ -25,6 +25,10 @@ fn facts(format: ModelFormat) -> ModelFacts {
     }
 }
 
+fn shape(tensor: u32) -> ParallelShape {
+    ParallelShape::of_tensor(tensor)
+}
+
 fn gpus(n: usize) -> Vec<DeviceId> {
     (0..n).map(|i| DeviceId::Gpu(format!("GPU-{i}"))).collect()
 }
@@ -36,12 +40,13 @@ fn run(
     docker: bool,
 ) -> Result<EngineCommand, EngineError> {
     let service = "chat".parse().unwrap();
-    let tensor = u32::try_from(devices.len()).unwrap();
+    let as_asked = spec.parallel.shapes().iter().find(|s| s.devices() == devices.len() as u64);
     of(&spec.engine).command(&RankContext {
         service: &service,
         spec,
         facts,
-        shape: shape(tensor),
+        shape: as_asked.copied().unwrap_or(shape(devices.len() as u32)),
+        order: None,
         address: "0.0.0.0",
         port: 21_000,
         devices,
@@ -82,8 +87,11 @@ fn vllm_refuses_what_it_cannot_do() {
     insta::assert_snapshot!(error, @"40 attention heads (8 for keys and values) cannot be divided over tensor = 3");
     insta::assert_snapshot!(error.hint().unwrap(), @"use tensor = 1, 2, 4, 8, 40");
     for (more, format, expected) in [
-        ("parallel={tensor=2, pipeline=2}", st, "pipeline parallelism (2)"),
-        ("parallel={data=2}", st, "data parallelism (2)"),
+        ("parallel={tensor=2, pipeline=65}", st, "64 layers cannot be divided over 65 stages"),
+        // All that are listed.
+        ("parallel=[{tensor=3}, {tensor=7, data=2}]", st, "tensor = 3"),
+        ("args=['--data-parallel-external-lb']", st, "`--data-parallel-external-lb`"),
+        ("args=['-pp=2']", st, "`-pp`"),
         ("device='cpu'", st, "device = \"cpu\""),
         ("args=['--port=1']", st, "`--port`"),
         ("args=['--kv-cache-dtype', 'q8_0']", st, "a cache of type q8_0"),
@@ -201,6 +209,7 @@ fn llamacpp_on_host_memory() {
             spec: &s,
             facts: None,
             shape: shape(1),
+            order: None,
             address: "0.0.0.0",
             port: 21_000,
             devices: &[DeviceId::Cpu],
@@ -578,4 +587,149 @@ fn keys_and_values_of_llama_cpp_have_types_of_their_own() {
     assert_eq!(cache("'-ctk','q8_0','-ctv','q8_0'"), all * 17 / 32);
     assert_eq!(cache("'-ctk','q8_0'"), u64::midpoint(all, all * 17 / 32));
     assert_eq!(cache("'-ctv','q8_0'"), cache("'-ctk','q8_0'"));
+}
+
+#[test]
+fn vllm_in_stages_and_copies() {
+    let command = |parallel: &str, gpu: usize| {
+        let s = spec(&format!("model='/models/m'\nengine='vllm'\nparallel={parallel}"));
+        line(&run(&s, Some(&facts(ModelFormat::Safetensors)), &gpus(gpu), false).unwrap())
+    };
+    insta::assert_snapshot!(command("[{tensor=8},{tensor=2,pipeline=2}]", 4), @"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu_numbers} vllm serve /models/m/entry --served-model-name chat --host 0.0.0.0 --port 21000 --tensor-parallel-size 2 --pipeline-parallel-size 2");
+    insta::assert_snapshot!(command("{tensor=2,pipeline=2,data=2}", 8), @"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu_numbers} vllm serve /models/m/entry --served-model-name chat --host 0.0.0.0 --port 21000 --tensor-parallel-size 2 --pipeline-parallel-size 2 --data-parallel-size 2");
+    // As many devices as the shape has, and not one group of them.
+    let s = spec("model='/m'\nengine='vllm'\nparallel={tensor=2,pipeline=2}");
+    let context = |devices: &[DeviceId], order: Option<&[usize]>, docker: bool| {
+        let service = "chat".parse().unwrap();
+        of(&s.engine).command(&RankContext {
+            service: &service,
+            spec: &s,
+            facts: None,
+            shape: s.parallel.shapes()[0],
+            address: "0.0.0.0",
+            port: 21_000,
+            devices,
+            order,
+            release: ReleaseNumber(1),
+            replica: 0,
+            rank: 0,
+            cores: None,
+            docker,
+        })
+    };
+    assert!(matches!(
+        context(&gpus(2), None, false),
+        Err(EngineError::Devices { wanted: 4, given: 2 })
+    ));
+    // A container counts its GPUs as the driver does: where groups lie across that, it is told their order.
+    let visible = |order: &[usize], docker: bool| {
+        context(&gpus(4), Some(order), docker).unwrap().env.remove("CUDA_VISIBLE_DEVICES")
+    };
+    assert_eq!(visible(&[0, 2, 1, 3], true).as_deref(), Some("0,2,1,3"));
+    assert_eq!(visible(&[0, 1, 2, 3], true), None);
+    assert_eq!(visible(&[0, 2, 1, 3], false).as_deref(), Some("{gpu_numbers}"));
+}
+
+#[test]
+fn a_command_is_told_its_stages_and_copies() {
+    let command = |parallel: &str, metrics: &str, words: &str| {
+        spec(&format!(
+            "model='/m'\nmemory='1GiB'\nparallel={parallel}\n[engine.command]\n{metrics}\
+             run=['srv','--port','{{port}}',{words}]"
+        ))
+    };
+    let all = "'--tp','{tensor}','--pp-size','{pipeline}','--dp-size','{data}'";
+    let sglang = "metrics='sglang'\n";
+    let s = command("{tensor=2,pipeline=2,data=2}", sglang, all);
+    insta::assert_snapshot!(line(&run(&s, None, &gpus(8), false).unwrap()), @"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={gpu_numbers} srv --port 21000 --tp 2 --pp-size 2 --dp-size 2");
+    let refused = |parallel: &str, metrics: &str, words: &str| {
+        let s = command(parallel, metrics, words);
+        let error = of(&s.engine).check(&s, None).unwrap_err();
+        assert!(error.hint().is_some());
+        error.to_string()
+    };
+    let untold = refused("{tensor=2,pipeline=2}", sglang, "'--tp','{tensor}'");
+    assert_eq!(untold, "engine command: pipeline = 2 is asked for, and nothing in `run` says so");
+    assert!(refused("{data=2}", "", "'x'").contains("data = 2 is asked for"));
+    assert!(refused("[{tensor=2},{tensor=4}]", "", "'--tp','2'").contains("tensor = 2"));
+    let inside = refused(
+        "{tensor=4,data=2}",
+        sglang,
+        "'--tp','{tensor}','--dp-size','{data}','--enable-dp-attention'",
+    );
+    assert!(inside.contains("data = 2 with --enable-dp-attention"), "{inside}");
+    for parallel in ["{tensor=2,pipeline=2}", "{data=2}"] {
+        let metrics = "metrics='llamacpp'\n";
+        assert!(refused(parallel, metrics, all).contains("with llama.cpp"), "{parallel}");
+        let s = spec(&format!("model='/m'\nengine='llamacpp'\nparallel={parallel}"));
+        let error = of(&s.engine).check(&s, None).unwrap_err();
+        assert!(error.to_string().contains("with llama.cpp"), "{error}");
+    }
+    // One number may stand in the command as it is.
+    let s = command("{tensor=2}", "", "'--tp','2'");
+    assert!(of(&s.engine).check(&s, None).is_ok());
+    // On host memory there are no devices to divide over.
+    let s = spec("model='/m'\nengine='llamacpp'\ndevice='cpu'\nparallel={tensor=2}");
+    assert!(of(&s.engine).check(&s, None).unwrap_err().to_string().contains("host memory"));
+}
+
+/// The rank that takes most: the stages at the ends have the embedding and the head.
+#[test]
+fn what_is_needed_is_what_the_largest_stage_takes() {
+    let config = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":4096,
+        "intermediate_size":14336,"num_hidden_layers":33,"num_attention_heads":32,"num_key_value_heads":8,
+        "vocab_size":128256,"torch_dtype":"bfloat16","max_position_embeddings":8192}"#;
+    let facts = crate::model::estimate::tests::facts(config);
+    let needs = |engine: &str, parallel: &str| {
+        let s = spec(&format!("model='/m'\n{engine}\nparallel={parallel}"));
+        let engine = of(&s.engine);
+        let shape = s.parallel.shapes()[0];
+        let setup = engine.setup(&s, &facts, shape).unwrap();
+        (engine.memory(&s, &facts, shape), predict(&facts, &setup), setup)
+    };
+    let vllm = "engine='vllm'";
+    let (memory, prediction, _) = needs(vllm, "{tensor=2,pipeline=2}");
+    assert_eq!(prediction.ranks.len(), 4);
+    let weights: Vec<u64> = prediction.ranks.iter().map(|r| r.weights.value).collect();
+    // 33 layers: the first stage has one more (vLLM), and both have a table of the vocabulary.
+    assert!(weights[0] > weights[2] && weights[0] == weights[1], "{weights:?}");
+    assert_eq!(memory.weights.0, weights[0]);
+    // Copies have all of it each, and caches of their own.
+    let (one, alone, _) = needs(vllm, "{tensor=2}");
+    let (copies, beside, setup) = needs(vllm, "{tensor=2,data=2}");
+    assert_eq!((copies.weights, copies.kv_cache), (one.weights, one.kv_cache));
+    assert_eq!((beside.tokens, setup.gpus(&facts)), (alone.tokens, 4));
+    // SGLang's, so started, have nothing in common: a copy is as one alone. Its last stage has what is left.
+    let sglang = "engine={command={run=['x','--port','{port}','--tp','{tensor}','--pp','{pipeline}','--dp','{data}'],metrics='sglang'}}";
+    let (_, prediction, setup) = needs(sglang, "{pipeline=2,data=2}");
+    let layers: Vec<(u64, u64)> = prediction.ranks.iter().map(|r| r.layers).collect();
+    assert_eq!((layers, setup.data), (vec![(0, 16), (16, 33)], 1));
+}
+
+#[test]
+fn experts_are_spread_over_all_copies_of_vllm() {
+    let config = r#"{"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe","hidden_size":4096,
+        "intermediate_size":12288,"moe_intermediate_size":1536,"num_hidden_layers":2,"num_attention_heads":64,
+        "num_key_value_heads":4,"head_dim":128,"num_experts":128,"num_experts_per_tok":8,"vocab_size":151936,
+        "torch_dtype":"bfloat16"}"#;
+    let facts = crate::model::estimate::tests::facts(config);
+    let expert = |engine: &str, parallel: &str| {
+        let s = spec(&format!("model='/m'\n{engine}\nparallel={parallel}"));
+        of(&s.engine).setup(&s, &facts, s.parallel.shapes()[0]).unwrap().expert
+    };
+    let vllm = "engine='vllm'\nargs=['--enable-expert-parallel']";
+    assert_eq!(expert(vllm, "{tensor=2,data=4}"), 8);
+    assert_eq!(expert(vllm, "{tensor=2,pipeline=2}"), 2);
+    assert_eq!(expert("engine='vllm'", "{tensor=2,data=4}"), 1);
+    let by_hand = "engine={command={run=['x','--port','{port}','--tp','{tensor}','-dp','{data}','--enable-expert-parallel'],metrics='vllm'}}";
+    assert_eq!(expert(by_hand, "{tensor=2,data=4}"), 8);
+    let sglang = "engine={command={run=['x','--port','{port}','--tp','{tensor}','--dp','{data}','--ep-size','{tensor}'],metrics='sglang'}}";
+    assert_eq!(expert(sglang, "{tensor=4,data=2}"), 4);
+    let of = |engine: &str, parallel: &str| {
+        let s = spec(&format!("model='/m'\n{engine}\nparallel={parallel}"));
+        of(&s.engine).memory(&s, &facts, s.parallel.shapes()[0]).weights
+    };
+    // vLLM cuts or spreads experts over all copies; SGLang's copies have them all.
+    assert!(of("engine='vllm'", "{tensor=2,data=4}") < of("engine='vllm'", "{tensor=2}"));
+    assert_eq!(of(sglang, "{tensor=4,data=2}"), of(sglang, "{tensor=4}"));
 }

@@ -1,11 +1,16 @@
-//! vLLM (`vllm serve`) with tensor parallelism on one host.
+//! vLLM (`vllm serve`) on one host: tensor, pipeline and data parallelism.
+//!
+//! With `--data-parallel-size` one process serves the API and spreads requests over an engine for each copy. On one host
+//! these talk over files (`v1/engine/utils.py`, `launch_core_engines`), so replicas beside each other share no port; each
+//! copy has the next GPUs of those that are visible, a cache of its own, and metrics with its number as `engine`.
 //!
 //! Limits are those of `vllm/config/model.py` (`verify_with_parallel_config`) and
 //! `vllm/model_executor/models/llama.py`.
 
 use super::{
-    Engine, EngineCommand, EngineError, RankContext, args, check_shape, context_of, fixed_memory,
-    key, limits, loaded, memory, shapes_where,
+    Engine, EngineCommand, EngineError, RankContext, args, context_of, fixed_memory, key, limits,
+    loaded, memory,
+    shapes::{check_shapes, none_suits, shapes_where},
 };
 use crate::base::Bytes;
 use crate::model::cache::CacheBits;
@@ -13,7 +18,7 @@ use crate::model::estimate::ASSUMED_CONTEXT;
 use crate::model::{
     Loaded, MemoryEstimate, ModelFacts, ModelFormat, Overheads, Setup, WeightSplit, per_device,
 };
-use crate::spec::{DeviceKind, Parallel, ParallelShape, RuntimeSpec, ServiceSpec};
+use crate::spec::{DeviceKind, ParallelShape, RuntimeSpec, ServiceSpec};
 
 /// The adapter.
 #[derive(Debug)]
@@ -33,9 +38,11 @@ const OVERHEADS: Overheads = Overheads {
 };
 
 const ONE_HOST: &str = "a replica stays on one host for now";
-const NO_DATA: &str = "raise `replicas` instead";
+const STAGES: &str = "set `parallel = { tensor = N, pipeline = N }`";
+const COPIES: &str = "set `parallel = { tensor = N, data = N }`";
+const OWN_BALANCE: &str = "a replica has one address, and spreads requests over its copies itself";
 
-const OWNED: [(&str, &str); 27] = [
+const OWNED: [(&str, &str); 37] = [
     ("--model", "set `model`"),
     ("--host", "gpudeck gives the address"),
     ("--port", "gpudeck gives the port"),
@@ -45,16 +52,26 @@ const OWNED: [(&str, &str); 27] = [
     ("--served-model-name", "the model is served under the service's name"),
     ("--tensor-parallel-size", "set `parallel = { tensor = N }`"),
     ("-tp", "set `parallel = { tensor = N }`"),
-    ("--pipeline-parallel-size", ONE_HOST),
-    ("-pp", ONE_HOST),
-    ("--data-parallel-size", NO_DATA),
-    ("-dp", NO_DATA),
-    ("--data-parallel-size-local", NO_DATA),
-    ("-dpl", NO_DATA),
-    ("--data-parallel-rank", NO_DATA),
-    ("-dpn", NO_DATA),
-    ("--data-parallel-start-rank", NO_DATA),
-    ("-dpr", NO_DATA),
+    ("--pipeline-parallel-size", STAGES),
+    ("-pp", STAGES),
+    ("--data-parallel-size", COPIES),
+    ("-dp", COPIES),
+    ("--data-parallel-size-local", ONE_HOST),
+    ("-dpl", ONE_HOST),
+    ("--data-parallel-rank", ONE_HOST),
+    ("-dpn", ONE_HOST),
+    ("--data-parallel-start-rank", ONE_HOST),
+    ("-dpr", ONE_HOST),
+    ("--data-parallel-address", ONE_HOST),
+    ("-dpa", ONE_HOST),
+    ("--data-parallel-rpc-port", ONE_HOST),
+    ("-dpp", ONE_HOST),
+    ("--data-parallel-backend", ONE_HOST),
+    ("-dpb", ONE_HOST),
+    ("--data-parallel-hybrid-lb", OWN_BALANCE),
+    ("-dph", OWN_BALANCE),
+    ("--data-parallel-external-lb", OWN_BALANCE),
+    ("-dpe", OWN_BALANCE),
     ("--nnodes", ONE_HOST),
     ("-n", ONE_HOST),
     ("--node-rank", ONE_HOST),
@@ -82,7 +99,7 @@ impl Engine for Vllm {
                 hint: "use engine = \"llamacpp\" for ranks on host memory".to_owned(),
             });
         }
-        check_shape("vllm", spec)?;
+        check_shapes("vllm", spec, |_| None)?;
         let given = args::dashed(&spec.args);
         args::refuse_owned(&given, &OWNED)?;
         key::refuse_locks("vllm", &given, &spec.env, spec)?;
@@ -103,12 +120,7 @@ impl Engine for Vllm {
         {
             return Err(error);
         }
-        if let Parallel::Shape(shape) = spec.parallel
-            && let Some(error) = self.refuses(spec, facts, shape)
-        {
-            return Err(error);
-        }
-        Ok(())
+        none_suits(self, spec, facts).map_or(Ok(()), Err)
     }
 
     fn shapes(&self, spec: &ServiceSpec, _facts: Option<&ModelFacts>) -> Vec<ParallelShape> {
@@ -124,7 +136,8 @@ impl Engine for Vllm {
         match self.setup(spec, facts, shape) {
             Some(setup) => limits::cuts(facts, &setup),
             // Of a model whose tensors are not known.
-            None => limits::heads(facts, shape.tensor.get().into()),
+            None => limits::heads(facts, shape.tensor.get().into())
+                .or_else(|| limits::stages(facts, shape.pipeline.get().into())),
         }
     }
 
@@ -157,11 +170,13 @@ impl Engine for Vllm {
         let given = args::dashed(&spec.args);
         let number = |names: &[&str]| args::value(&given, names).and_then(|v| v.parse().ok());
         let cache = args::value(&given, &["--kv-cache-dtype"]);
+        let (tensor, data) = (u64::from(shape.tensor.get()), u64::from(shape.data.get()));
         Some(Setup {
-            tensor: shape.tensor.get().into(),
+            tensor,
             pipeline: shape.pipeline.get().into(),
-            data: shape.data.get().into(),
-            expert: args::experts(&given, shape.tensor.get().into()),
+            data,
+            // Experts are spread over the ranks of all copies, each stage its own.
+            expert: args::experts(&given, tensor.saturating_mul(data)),
             context: context_of(spec, Some(facts)),
             cache: cache.and_then(CacheBits::named),
             block: number(&["--block-size"]),
@@ -221,6 +236,12 @@ impl Engine for Vllm {
         option("--host", rank.address.to_owned());
         option("--port", rank.port.to_string());
         option("--tensor-parallel-size", rank.shape.tensor.to_string());
+        if rank.shape.pipeline.get() > 1 {
+            option("--pipeline-parallel-size", rank.shape.pipeline.to_string());
+        }
+        if rank.shape.data.get() > 1 {
+            option("--data-parallel-size", rank.shape.data.to_string());
+        }
         if let Some(context) = rank.spec.context {
             option("--max-model-len", context.to_string());
         }

@@ -54,10 +54,7 @@ pub struct ShapeNeed {
 impl ShapeNeed {
     /// Devices of one replica.
     pub fn devices(&self) -> usize {
-        let n = [self.shape.tensor, self.shape.pipeline, self.shape.data]
-            .iter()
-            .fold(1u64, |n, d| n.saturating_mul(u64::from(d.get())));
-        usize::try_from(n).unwrap_or(usize::MAX)
+        usize::try_from(self.shape.devices()).unwrap_or(usize::MAX)
     }
 }
 
@@ -79,6 +76,8 @@ pub struct Reuse {
     pub devices: Vec<DeviceId>,
     /// What it takes on each.
     pub memory_per_device: Bytes,
+    /// How all of the replica is divided.
+    pub shape: ParallelShape,
 }
 
 /// Where every replica goes.

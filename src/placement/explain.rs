@@ -9,7 +9,7 @@ use super::rules::{available, excluded, needed_on, occupants, unmet};
 use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, ReplicaKey, text};
-use crate::spec::{DeviceKind, Link};
+use crate::spec::{DeviceKind, Link, ParallelShape};
 
 /// Why these GPUs, in one line.
 pub(super) fn chosen(
@@ -148,28 +148,39 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         .filter(|g| available(g, is_ours(g)) >= needed_on(g, demand, need))
         .collect();
     let needed = host.gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
-    short(&free, &format!("with {needed} free")).or_else(|| unjoined(&free, demand, wanted))
+    short(&free, &format!("with {needed} free")).or_else(|| unjoined(&free, demand, need.shape))
 }
 
 /// That too few of these GPUs are joined as the service asks for.
-fn unjoined(free: &[&GpuCapacity], demand: &Demand, wanted: usize) -> Option<String> {
+fn unjoined(free: &[&GpuCapacity], demand: &Demand, shape: ParallelShape) -> Option<String> {
+    let tensor = usize::try_from(shape.tensor.get()).unwrap_or(usize::MAX);
+    // The most that are joined, and how many groups they make.
     let most = |of: fn(&GpuCapacity) -> Option<u32>| {
         let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
         for group in free.iter().filter_map(|g| of(g)) {
             *counts.entry(group).or_default() += 1;
         }
-        counts.into_values().max().unwrap_or(0)
+        let groups: usize = counts.values().map(|count| count / tensor).sum();
+        (groups, counts.into_values().max().unwrap_or(0))
     };
     let island = || most(|g| g.island);
     let switch = || island().max(most(|g| g.pcie_switch));
-    let (joined, by) = match demand.placement.link {
+    let ((groups, joined), by) = match demand.placement.link {
         Link::Any => return None,
         Link::Nvlink => (island(), "joined by NVLink"),
         Link::PcieSwitch => (switch(), "on one PCIe switch"),
         Link::Numa => (switch().max(most(|g| g.numa)), "of one NUMA node"),
     };
-    (wanted > 1 && joined < wanted)
-        .then(|| format!("at most {joined} of its free GPUs are {by}, {wanted} needed"))
+    let wanted = usize::try_from(shape.groups()).unwrap_or(usize::MAX);
+    if tensor < 2 || groups >= wanted {
+        return None;
+    }
+    Some(match wanted {
+        1 => format!("at most {joined} of its free GPUs are {by}, {tensor} needed"),
+        _ => {
+            format!("its free GPUs make {groups} groups of {tensor} that are {by}, {wanted} needed")
+        }
+    })
 }
 
 /// Why it cannot be placed, and the smallest change that would help.
@@ -233,7 +244,7 @@ pub(super) fn refusal(
                 0 => {
                     "add a host with GPUs, or set device = \"cpu\" where the engine can".to_owned()
                 }
-                n => format!("set parallel = {{ tensor = {n} }} or less, or use smaller weights"),
+                n => format!("set {} or less, or use smaller weights", fewer(n, need.shape)),
             };
             return refuse(message, 0, reasons, Some(change));
         }
@@ -350,9 +361,18 @@ fn free_some(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> Stri
     match n {
         0 => format!("free {more} {word} on {}, or add a host", host.name),
         n => format!(
-            "set parallel = {{ tensor = {n} }} or less if the model allows it, or free {more} more {word} on {}",
+            "set {} or less if the model allows it, or free {more} more {word} on {}",
+            fewer(n, need.shape),
             host.name
         ),
+    }
+}
+
+/// What to write so that a replica of this shape has so many GPUs.
+fn fewer(gpus: usize, shape: ParallelShape) -> String {
+    match shape.groups() {
+        1 => format!("parallel = {{ tensor = {gpus} }}"),
+        _ => format!("`parallel` to a shape of {gpus} GPUs"),
     }
 }
 

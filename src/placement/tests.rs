@@ -95,6 +95,7 @@ fn present(release: u64, replica: u32, host: &str, indices: &[u32]) -> Reuse {
         host: host.parse().unwrap(),
         devices: indices.iter().map(|i| DeviceId::Gpu(format!("{host}-{i}"))).collect(),
         memory_per_device: Bytes::gib(70),
+        shape: ParallelShape::of_tensor(indices.len() as u32),
     }
 }
 
@@ -755,4 +756,68 @@ fn replicas_that_may_not_be_moved_stay() {
     let placed = place(&w, &full).unwrap();
     assert_eq!(placed.replicas[0].in_place_of.len(), 1, "{placed:?}");
     assert_eq!(file(super::translate::Present::GiveWay).placements[0].movable, Some(true));
+}
+
+fn shaped(tensor: u32, pipeline: u32, data: u32, gib: u64) -> ShapeNeed {
+    let of = |n| NonZeroU32::new(n).unwrap();
+    let shape = ParallelShape { tensor: of(tensor), pipeline: of(pipeline), data: of(data) };
+    ShapeNeed { shape, memory_per_device: Bytes::gib(gib) }
+}
+
+/// The link rule holds for each group of `tensor`, and the GPUs are the groups one after another.
+#[test]
+fn stages_may_lie_on_islands_of_their_own() {
+    // Islands of two: 0 and 2, 1 and 3, as the driver counts.
+    let mut pairs = box_of("pairs", 4, 1);
+    for gpu in &mut pairs.gpus {
+        gpu.island = Some(gpu.index % 2);
+    }
+    let w = world(vec![pairs]);
+    let mut d = demand(1, vec![need(4, 40), shaped(2, 2, 1, 40), need(8, 20)]);
+    d.placement.link = Link::Nvlink;
+    let placed = place(&w, &d).unwrap();
+    assert_eq!(placed.replicas[0].shape, d.shapes[1].shape);
+    let devices: Vec<String> = placed.replicas[0].devices.iter().map(ToString::to_string).collect();
+    let groups = [["pairs-0", "pairs-2"], ["pairs-1", "pairs-3"]];
+    assert!(devices == groups.concat() || devices == [groups[1], groups[0]].concat());
+    assert!(placed.reasons[0].contains("joined by NVLink"), "{:?}", placed.reasons);
+    // Copies are groups, too; a group more than there are islands is told as such.
+    d.shapes = vec![shaped(2, 1, 2, 40)];
+    assert_eq!(place(&w, &d).unwrap().replicas.len(), 1);
+    let mut odd = box_of("odd", 6, 3);
+    odd.gpus.truncate(6);
+    d.shapes = vec![shaped(2, 3, 1, 40)];
+    let refusal = place(&world(vec![odd]), &d).unwrap_err();
+    let why = "odd: its free GPUs make 2 groups of 2 that are joined by NVLink, 3 needed";
+    assert!(refusal.reasons.iter().any(|r| r == why), "{refusal:?}");
+}
+
+/// Four GPUs are not told apart by their number: what runs as TP4 is no TP2 with two stages.
+#[test]
+fn a_running_replica_keeps_the_shape_that_it_has() {
+    let divided = shaped(2, 2, 1, 40);
+    let runs = |shape| Reuse {
+        shape,
+        memory_per_device: Bytes::gib(40),
+        ..present(1, 0, "a", &[0, 1, 2, 3])
+    };
+    let world_of = |reuse: Reuse| {
+        let mut d = demand(1, vec![need(4, 40), divided]);
+        d.reuse = vec![reuse];
+        let w = world(vec![box_of("a", 4, 2)]);
+        let wanted = super::translate::Wanted {
+            demand: &d,
+            shapes: &d.shapes,
+            present: super::translate::Present::MayStay,
+        };
+        super::translate::world_file(&super::sorted(&w), &[wanted])
+    };
+    let degrees = |world: &super::global::WorldFile| {
+        world.placements[0].shape.map(|s| (s.tensor, s.pipeline, s.data))
+    };
+    assert_eq!(degrees(&world_of(runs(divided.shape))), Some((2, 2, 1)));
+    assert_eq!(degrees(&world_of(runs(ParallelShape::of_tensor(4)))), Some((4, 1, 1)));
+    // One that has lost a GPU is divided no more.
+    let lost = Reuse { shape: divided.shape, ..present(1, 0, "a", &[0, 1, 2]) };
+    assert_eq!(degrees(&world_of(lost)), None);
 }

@@ -235,10 +235,18 @@ fn add_present(
             own if known().all(|n| n != own) => own,
             _ => known().max().map_or(0, |n| n.saturating_add(1)),
         };
+        // One that has lost a GPU is divided no more.
+        let left: u64 = ranks.iter().map(|r| r.gpus.len() as u64).sum();
+        let shape = parts.first().map(|part| part.shape).filter(|s| s.devices() == left);
         world.placements.push(Running {
             service: demand.service.to_string(),
             replica: number,
-            shape: None,
+            shape: shape.map(|shape| WorldShape {
+                tensor: shape.tensor.get(),
+                pipeline: shape.pipeline.get(),
+                data: shape.data.get(),
+                memory: parts.iter().map(|p| p.memory_per_device).max().unwrap_or_default(),
+            }),
             memory: parts.iter().map(|p| p.memory_per_device).max(),
             movable,
             outgoing,

@@ -461,8 +461,11 @@ fn check_place(
             service.replicas = service.replicas.saturating_add(1);
             // Only the shape that it has.
             let count: usize = old.ranks.iter().map(|r| r.gpus.len()).sum();
-            let same: Vec<WorldShape> =
-                service.shapes.iter().copied().filter(|s| s.gpus() == count as u64).collect();
+            let is_its = |s: &WorldShape| match old.shape {
+                Some(own) => (s.tensor, s.pipeline, s.data) == (own.tensor, own.pipeline, own.data),
+                None => s.gpus() == count as u64,
+            };
+            let same: Vec<WorldShape> = service.shapes.iter().copied().filter(is_its).collect();
             if !same.is_empty() {
                 service.shapes = same;
             }

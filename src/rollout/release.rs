@@ -8,7 +8,7 @@ use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, HostName, RankId, ReleaseId, ReleaseNumber, ReplicaId,
     ReplicaKey, Revision, ServiceName, Timestamp,
 };
-use crate::spec::ServiceSpec;
+use crate::spec::{ParallelShape, ServiceSpec};
 
 /// A release. Immutable once made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct Release {
 pub struct ReplicaPlan {
     /// The ranks of the gang; rank 0 serves the API.
     pub ranks: Vec<RankPlan>,
+    /// How it is divided, where that is not tensor parallelism over all its devices: their groups one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<ParallelShape>,
 }
 
 /// Where and how one rank runs.
@@ -101,6 +104,18 @@ impl Release {
 }
 
 impl ReplicaPlan {
+    /// One that is so divided.
+    pub fn new(ranks: Vec<RankPlan>, shape: ParallelShape) -> Self {
+        Self { ranks, shape: (shape.groups() > 1).then_some(shape) }
+    }
+
+    /// How it is divided.
+    pub fn shape(&self) -> ParallelShape {
+        let devices = || self.ranks.iter().map(|rank| rank.devices.len()).sum::<usize>();
+        let all = || ParallelShape::of_tensor(u32::try_from(devices()).unwrap_or(u32::MAX));
+        self.shape.unwrap_or_else(all)
+    }
+
     /// Every GPU this replica holds, with its host. Host memory (`cpu`) is not held exclusively.
     pub fn gpus(&self) -> impl Iterator<Item = (&HostName, &DeviceId)> {
         self.ranks.iter().flat_map(|rank| {
@@ -114,5 +129,41 @@ impl ReplicaPlan {
     /// Whether the two replicas hold a GPU in common.
     pub fn conflicts_with(&self, other: &Self) -> bool {
         self.gpus().any(|mine| other.gpus().any(|theirs| mine == theirs))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// As every version before wrote it, where that says all.
+    #[test]
+    fn only_a_shape_of_several_groups_is_written_down() {
+        let old = r#"{"ranks":[{"host":"h","devices":["gpu:a","gpu:b","gpu:c","gpu:d"],"memory_per_device":1,
+            "address":"h","port":1,"argv":[],"env":{},"files":[]}]}"#;
+        let four = |a: &str| DeviceId::Gpu(a.to_owned());
+        let rank = RankPlan {
+            host: "h".parse().unwrap(),
+            devices: ["a", "b", "c", "d"].map(four).to_vec(),
+            memory_per_device: Bytes(1),
+            address: "h".to_owned(),
+            listen: None,
+            port: 1,
+            argv: Vec::new(),
+            env: BTreeMap::new(),
+            files: Vec::new(),
+        };
+        let plain = ReplicaPlan::new(vec![rank.clone()], ParallelShape::of_tensor(4));
+        assert!(!serde_json::to_string(&plain).unwrap().contains("shape"));
+        assert_eq!(plain.shape(), ParallelShape::of_tensor(4));
+        let devices = serde_json::to_string(&plain.ranks.first().unwrap().devices).unwrap();
+        let old = old.replace(r#"["gpu:a","gpu:b","gpu:c","gpu:d"]"#, &devices);
+        assert_eq!(serde_json::from_str::<ReplicaPlan>(&old).unwrap(), plain);
+        let two = ParallelShape::of_tensor(2);
+        let divided = ParallelShape { pipeline: two.tensor, ..two };
+        let plan = ReplicaPlan::new(vec![rank], divided);
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<ReplicaPlan>(&text).unwrap().shape(), divided);
     }
 }

@@ -8,6 +8,7 @@ pub mod canary;
 pub mod condition;
 pub mod deck;
 mod gates;
+pub mod parallel;
 pub mod parse;
 pub mod require;
 pub mod run;
@@ -20,12 +21,12 @@ pub use analysis::{
 pub use canary::CanaryRule;
 pub use condition::Condition;
 pub use deck::{Become, DeckSpec, EndpointsSpec, GatewaySpec, GitSpec, HostSpec, Transport};
+pub use parallel::{Parallel, ParallelShape};
 pub use parse::{SpecError, parse_deck, parse_service};
 pub use require::{RequireError, Requirement};
 pub use run::RunSpec;
 pub use service::{
     AnalysisSpec, CommandEngine, ConcurrencyPolicy, Count, DeviceKind, DockerRuntime, EngineSpec,
-    Link, MetricNames, Parallel, ParallelShape, PlacementSpec, RolloutSpec, RuntimeSpec,
-    ServiceSpec, Spread, StepSpec,
+    Link, MetricNames, PlacementSpec, RolloutSpec, RuntimeSpec, ServiceSpec, Spread, StepSpec,
 };
 pub use strategy::Strategy;

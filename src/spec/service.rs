@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::parallel::Parallel;
 use crate::base::{Bytes, ServiceName, time};
 
 /// A whole service spec.
@@ -91,7 +92,7 @@ pub enum EngineSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandEngine {
-    /// Program and arguments. Filled in: `{port}`, `{address}`, `{model}`, `{tensor}`,
+    /// Program and arguments. Filled in: `{port}`, `{address}`, `{model}`, `{tensor}`, `{pipeline}`, `{data}`,
     /// `{context}`, `{rank}`, `{replica}`, `{release}`, `{service}`, `{api_key_file}`, and `{gpudeck}` (this binary
     /// on the host).
     pub run: Vec<String>,
@@ -146,58 +147,6 @@ impl DockerRuntime {
 
 fn docker_socket() -> String {
     "/var/run/docker.sock".to_owned()
-}
-
-/// How one replica is divided over devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Parallel {
-    /// The smallest shape that fits.
-    #[default]
-    Auto,
-    /// Just this.
-    Shape(ParallelShape),
-}
-
-/// A shape of a replica; the number of devices is the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ParallelShape {
-    /// Tensor parallelism.
-    #[serde(default = "one")]
-    pub tensor: NonZeroU32,
-    /// Pipeline parallelism.
-    #[serde(default = "one")]
-    pub pipeline: NonZeroU32,
-    /// Data parallelism.
-    #[serde(default = "one")]
-    pub data: NonZeroU32,
-}
-
-impl Serialize for Parallel {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Shape(shape) => shape.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Parallel {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "\"auto\" or a table such as { tensor = 8 }")]
-        enum Form {
-            Word(String),
-            Shape(ParallelShape),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Word(w) if w == "auto" => Ok(Self::Auto),
-            Form::Word(_) => {
-                Err(serde::de::Error::custom("expected \"auto\" or a table such as { tensor = 8 }"))
-            }
-            Form::Shape(shape) => Ok(Self::Shape(shape)),
-        }
-    }
 }
 
 /// What kind of device ranks are placed on.

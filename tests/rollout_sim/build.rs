@@ -50,7 +50,7 @@ pub fn release(number: u64, spec: ServiceSpec, places: &[Vec<Place>]) -> Release
                 env: BTreeMap::new(),
                 files: Vec::new(),
             };
-            ReplicaPlan { ranks: hosts.into_iter().map(rank).collect() }
+            ReplicaPlan { ranks: hosts.into_iter().map(rank).collect(), shape: None }
         })
         .collect();
     Release {

@@ -66,7 +66,7 @@ pub fn scaled(
     }
     let like = served.replicas.first()?;
     let free = (0..16).map(|i| (i % 4, i / 4)).filter(|(host, gpu)| {
-        let place = ReplicaPlan { ranks: plan_on(&[(*host, *gpu)]) };
+        let place = ReplicaPlan { ranks: plan_on(&[(*host, *gpu)]), shape: None };
         !taken.iter().any(|plan| plan.conflicts_with(&place))
     });
     let mut free = free.collect::<Vec<_>>().into_iter();
@@ -75,13 +75,13 @@ pub fn scaled(
     for index in 0..replicas {
         let plan = match made.keeps.get(&ReplicaKey { release: made.number, replica: index }) {
             Some(key) => served.replica(key.replica)?.clone(),
-            None if on_cpu => ReplicaPlan { ranks: plan_on(&[(0, 99)]) },
+            None if on_cpu => ReplicaPlan { ranks: plan_on(&[(0, 99)]), shape: None },
             None => {
                 let places: Vec<_> = free.by_ref().take(gpus).collect();
                 if places.len() < gpus {
                     return None;
                 }
-                ReplicaPlan { ranks: plan_on(&places) }
+                ReplicaPlan { ranks: plan_on(&places), shape: None }
             }
         };
         made.replicas.push(plan);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::plan::{PlanBorrow, PlanStep, PlanTime};
 use crate::base::{Bytes, DeviceId, HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::rollout::forecast::Forecast;
+use crate::spec::ParallelShape;
 
 /// What a rollout would do. `GET /v1/plan/SERVICE`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,12 +114,20 @@ pub struct PlannedReplica {
     /// The present replicas that must be gone before it can start, on the same devices. Empty: it fits beside them.
     #[serde(default)]
     pub in_place_of: Vec<ReplicaKey>,
+    /// How it is divided, where that is not tensor parallelism over all its devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<ParallelShape>,
     /// It runs already, is taken over and goes on under this name: nothing of it is started or stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runs_on_as: Option<ReplicaKey>,
 }
 
 impl PlannedReplica {
+    /// How it is divided, where that is more than the number of its devices: ` as tp2 pp2`.
+    pub fn divided(&self) -> String {
+        self.shape.map(|shape| format!(" as {shape}")).unwrap_or_default()
+    }
+
     /// The room a rank of it finds on each device, in words: what is free, or who leaves it theirs.
     pub fn room(&self, rank: &PlannedRank) -> Option<String> {
         if let Some(name) = self.runs_on_as {

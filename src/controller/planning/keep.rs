@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::core::Core;
-use super::super::{borrowing, calibration, world};
+use super::super::{borrowing, world};
 use super::lay::command_for;
 use super::place::demand;
 use super::{Draft, place::place_on};
@@ -74,8 +74,7 @@ pub(super) fn kept(
     let mut kept = Kept::new();
     for (key, _, plan) in there {
         let index = if key.replica < replicas { Some(key.replica) } else { others.next() };
-        let Some(index) = index.filter(|i| starts_alike(core, draft, served, plan, (number, *i)))
-        else {
+        let Some(index) = index.filter(|i| starts_alike(core, draft, plan, (number, *i))) else {
             continue;
         };
         kept.insert(index, (key, plan.clone()));
@@ -104,7 +103,6 @@ fn goes_on(core: &Core, release: &Release, key: ReplicaKey, replica: &ReplicaSta
 fn starts_alike(
     core: &Core,
     draft: &Draft,
-    served: &Release,
     plan: &ReplicaPlan,
     (release, replica): (ReleaseNumber, u32),
 ) -> bool {
@@ -113,7 +111,7 @@ fn starts_alike(
             host: rank.host.clone(),
             devices: rank.devices.clone(),
             memory_per_device: rank.memory_per_device,
-            shape: calibration::shape_of(served, rank.devices.len()),
+            shape: plan.shape(),
             in_place_of: Vec::new(),
         };
         let address = world::engine_address(&core.deck, &rank.host);

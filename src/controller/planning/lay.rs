@@ -114,19 +114,18 @@ pub(in crate::controller) fn replica_plan(
     let port = ports.next(&replica.host, &address)?;
     let listen = core.deck.hosts.get(&replica.host).and_then(|h| h.engine_listen);
     let command = command_for(core, draft, (release, index), replica, port)?;
-    Ok(ReplicaPlan {
-        ranks: vec![RankPlan {
-            host: replica.host.clone(),
-            devices: replica.devices.clone(),
-            memory_per_device: replica.memory_per_device,
-            address,
-            listen: listen.filter(|a| !a.is_unspecified()).map(|a| a.to_string()),
-            port,
-            argv: command.argv,
-            env: command.env,
-            files: command.files,
-        }],
-    })
+    let rank = RankPlan {
+        host: replica.host.clone(),
+        devices: replica.devices.clone(),
+        memory_per_device: replica.memory_per_device,
+        address,
+        listen: listen.filter(|a| !a.is_unspecified()).map(|a| a.to_string()),
+        port,
+        argv: command.argv,
+        env: command.env,
+        files: command.files,
+    };
+    Ok(ReplicaPlan::new(vec![rank], replica.shape))
 }
 
 /// The command of a placed replica.
@@ -140,6 +139,7 @@ pub(super) fn command_for(
     let spec = &draft.spec;
     let listen = core.deck.hosts.get(&replica.host).and_then(|h| h.engine_listen);
     let bound = listen.map_or_else(|| "0.0.0.0".to_owned(), |address| address.to_string());
+    let order = order_of(core, &replica.host, &replica.devices);
     let context = RankContext {
         service: &draft.service,
         spec,
@@ -148,6 +148,7 @@ pub(super) fn command_for(
         address: &bound,
         port,
         devices: &replica.devices,
+        order: order.as_deref(),
         release,
         replica: index,
         rank: 0,
@@ -155,6 +156,17 @@ pub(super) fn command_for(
         docker: matches!(spec.runtime, RuntimeSpec::Docker(_)),
     };
     engine::of(&spec.engine).command(&context).map_err(|e| invalid(&e))
+}
+
+/// The place of each of these GPUs among them as the host's driver counts; none where one of them is not seen.
+fn order_of(core: &Core, host: &HostName, devices: &[DeviceId]) -> Option<Vec<usize>> {
+    let indices = core.hub.with(|s| {
+        let gpus = s.hosts.get(host)?.sample.as_ref()?.gpus.list();
+        let index = |device: &DeviceId| Some(gpus.iter().find(|g| g.device() == *device)?.index);
+        devices.iter().map(index).collect::<Option<Vec<u32>>>()
+    })?;
+    let before = |index: &u32| indices.iter().filter(|other| *other < index).count();
+    Some(indices.iter().map(before).collect())
 }
 
 /// One that runs on, as it runs.
@@ -175,6 +187,7 @@ fn running_replica(
     PlannedReplica {
         replica: index,
         in_place_of: Vec::new(),
+        shape: plan.shape,
         runs_on_as: Some(name),
         ranks: ranks.collect(),
     }
@@ -200,6 +213,7 @@ fn planned_replica(
     PlannedReplica {
         replica: index,
         in_place_of: replica.in_place_of.clone(),
+        shape: (replica.shape.groups() > 1).then_some(replica.shape),
         runs_on_as: None,
         ranks: vec![PlannedRank {
             host: replica.host.clone(),

@@ -90,7 +90,10 @@ pub(in crate::controller) fn demand(
     }
     let refused_shapes = refused
         .iter()
-        .map(|(shape, why)| format!("not on {} GPUs each: {why}", shape.tensor))
+        .map(|(shape, why)| match shape.groups() {
+            1 => format!("not on {} GPUs each: {why}", shape.tensor),
+            _ => format!("not as {shape}: {why}"),
+        })
         .collect();
     let refused_on = core.without_refused(&*engine, spec, draft.facts.as_ref(), &mut tried, hosts);
     let needs = tried.into_iter().filter_map(|shape| {

@@ -19,6 +19,7 @@ fn host(name: &str) -> HostName {
 
 fn plan(on: &str, gpu: usize) -> ReplicaPlan {
     ReplicaPlan {
+        shape: None,
         ranks: vec![RankPlan {
             host: host(on),
             devices: vec![DeviceId::Gpu(format!("GPU-{on}-{gpu}"))],

@@ -164,6 +164,7 @@ fn placement(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'s
                 ),
                 Span::styled(format!("  {}  ", planned.host), theme.strong),
                 Span::raw(planned.devices_text.clone()),
+                Span::raw(replica.divided()),
                 Span::styled(format!("  {} each{room}", planned.memory_per_device), theme.dim),
             ];
             out.extend(flowing(spans, width, STAGE_INDENT));
