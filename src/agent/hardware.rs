@@ -72,8 +72,8 @@ fn class(name: &str, rotational: Option<u8>) -> Option<DiskClass> {
 /// Makers of disks that are none: what lies behind them the machine cannot see.
 const HYPERVISORS: [&str; 5] = ["QEMU", "VMware", "Msft", "NUTANIX", "XENSRC"];
 
-/// What hypervisors and clouds call disks that are none: Google, Microsoft, QEMU, VMware, Amazon (its instances' own
-/// disks are called otherwise, and are disks), Oracle, VirtualBox, Nutanix.
+/// What hypervisors and clouds call disks that are none. The disks that a machine in a cloud has for itself are called
+/// otherwise, and are disks.
 const PLAYED: [&str; 12] = [
     "PersistentDisk",
     "nvme_card-pd",
@@ -89,7 +89,7 @@ const PLAYED: [&str; 12] = [
     "VDISK",
 ];
 
-/// A hypervisor plays the disk: what it says about turning, and that it is NVMe, is a guess.
+/// A hypervisor plays the disk: what it says about turning and about its bus is a guess.
 fn is_hypervisors(vendor: &str, model: &str) -> bool {
     let model = model.to_ascii_lowercase();
     HYPERVISORS.iter().any(|name| vendor.eq_ignore_ascii_case(name))

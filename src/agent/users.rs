@@ -27,8 +27,8 @@ const NONE_AGAIN: Duration = Duration::from_secs(10);
 /// All who ask together wait for so long at most, within so long.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
-/// Answers with the name of a user, none where there is no such user; no answer at all: the service has none now.
-type Service = Box<dyn Fn(u32) -> Option<Option<String>> + Send>;
+/// Answers with the name of a user, none where there is no such user; an error: the service cannot answer now.
+type Service = Box<dyn Fn(u32) -> nix::Result<Option<String>> + Send>;
 
 /// The name of a user id; the number where it has none, or where that is not known yet.
 pub fn name(uid: u32) -> String {
@@ -46,9 +46,9 @@ pub fn put_in(gpus: &mut Gpus) {
     }
 }
 
-fn of_system(uid: u32) -> Option<Option<String>> {
-    let user = User::from_uid(Uid::from_raw(uid)).ok()?;
-    Some(user.map(|user| clean(&user.name, 40)).filter(|name| !name.is_empty()))
+fn of_system(uid: u32) -> nix::Result<Option<String>> {
+    let user = User::from_uid(Uid::from_raw(uid))?;
+    Ok(user.map(|user| clean(&user.name, 40)).filter(|name| !name.is_empty()))
 }
 
 /// What is known of users, and the thread that asks for more.
@@ -155,7 +155,7 @@ fn answer(shared: &Shared, asked: &Receiver<u32>, service: &Service) {
         if let Some(known) = shared.table().known.get_mut(&uid) {
             known.waits = false;
             // A service that has no answer just now has not taken the name away.
-            if let Some(name) = answer {
+            if let Ok(name) = answer {
                 known.name = name;
             }
         }
@@ -173,9 +173,9 @@ mod tests {
     fn a_user_of_a_directory_service_has_a_name() {
         // Neither is in any file of this host.
         let users = Users::new(Box::new(|uid| match uid {
-            1_234_501 => Some(Some("ann".to_owned())),
-            1_234_502 => None,
-            _ => Some(None),
+            1_234_501 => Ok(Some("ann".to_owned())),
+            1_234_502 => Err(nix::Error::EIO),
+            _ => Ok(None),
         }));
         assert_eq!(users.name(1_234_501), "ann");
         assert_eq!(users.name(1_234_502), "1234502", "the service is not reached");
@@ -188,7 +188,7 @@ mod tests {
         let (go, gate) = sync_channel::<()>(1);
         let users = Users::new(Box::new(move |uid| {
             gate.recv().ok();
-            Some(Some(format!("user{uid}")))
+            Ok(Some(format!("user{uid}")))
         }));
         let begun = Instant::now();
         for _ in 0..100 {
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_account_that_is_made_later_is_found_and_few_are_kept() {
-        let users = Users::new(Box::new(|uid| Some((uid != 7).then(|| format!("user{uid}")))));
+        let users = Users::new(Box::new(|uid| Ok((uid != 7).then(|| format!("user{uid}")))));
         assert_eq!(users.name(7), "7");
         let long_ago = Instant::now().checked_sub(NONE_AGAIN);
         let make = |name: Option<&str>, ago: Option<Instant>| {
