@@ -187,7 +187,7 @@ impl Core {
         }
         self.measured.save();
         self.note_alive(true);
-        self.conditions.get(&DeckConditionKind::HandingOver).is_some()
+        self.conditions.contains_key(&DeckConditionKind::HandingOver)
     }
 
     /// Writes down what was heard since `began`; until when the loop rests then.
