@@ -1,13 +1,15 @@
 //! `gpudeck doctor` on the host's side: what samples do not say. Measures only when it is asked.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::error::{blocking, failed};
@@ -31,7 +33,7 @@ const REACH_WITHIN: Duration = Duration::from_secs(18);
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Longest time that somebody listens for, and waits for the host's lock before.
-const LISTENING: Duration = Duration::from_secs(5);
+const LISTENING: Duration = Duration::from_secs(10);
 const FREE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Who has connected closes the connection within that.
@@ -119,36 +121,78 @@ async fn reach(address: String) -> Reached {
     }
 }
 
-/// Listens on a port until somebody connects, for so long at most; see [`crate::wire::Request::Listen`].
-///
-/// # Errors
-/// The port is not free, or may be that of a rank that does not listen yet; somebody changes the host just now.
-pub async fn listen(state: StateDir, port: u16, within: Duration) -> Result<(), Refusal> {
-    let lock = state.lock(FREE_WITHIN).await?;
-    blocking(move || {
-        ports::check_free(port)?;
-        match rank::list(&state, None)?.into_iter().find(|r| wants(&state, &r.rank, port)) {
-            Some(report) => Err(failed(format!("port {port} may be that of {}", report.rank))),
-            None => Ok(()),
+/// The ports on which the agent listens so that another host can see whether it reaches them. Dropping it ends that.
+#[derive(Default)]
+pub struct Listeners(Mutex<BTreeMap<u16, JoinHandle<()>>>);
+
+impl Listeners {
+    /// Listens on a port for so long at most; see [`crate::wire::Request::Listen`].
+    ///
+    /// # Errors
+    /// The port is not free, or may be that of a rank that does not listen yet; somebody changes the host just now.
+    pub async fn listen(
+        &self,
+        state: StateDir,
+        port: u16,
+        within: Duration,
+    ) -> Result<(), Refusal> {
+        self.release(&[port]).await;
+        // A rank that is just being started is seen in its directory from the lock's end on.
+        let _nothing_is_started = state.lock(FREE_WITHIN).await?;
+        blocking(move || {
+            ports::check_free(port)?;
+            match rank::list(&state, None)?.into_iter().find(|r| wants(&state, &r.rank, port)) {
+                Some(report) => Err(failed(format!("port {port} may be that of {}", report.rank))),
+                None => Ok(()),
+            }
+        })
+        .await?;
+        let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Ok(listener) => Ok(listener),
+            // No IPv6 here.
+            Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+        };
+        let listener = listener.map_err(|e| failed(format!("port {port}: {e}")))?;
+        let listening = tokio::spawn(async move {
+            let _ = timeout(within.min(LISTENING), take_all(&listener)).await;
+        });
+        let before = self.all().insert(port, listening);
+        before.iter().for_each(JoinHandle::abort);
+        Ok(())
+    }
+
+    /// Listens on these ports no more: an engine is to have them.
+    pub async fn release(&self, ports: &[u16]) {
+        let ended: Vec<JoinHandle<()>> = {
+            let mut all = self.all();
+            all.retain(|_, listening| !listening.is_finished());
+            ports.iter().filter_map(|port| all.remove(port)).collect()
+        };
+        for listening in ended {
+            listening.abort();
+            let _ = listening.await;
         }
-    })
-    .await?;
-    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Ok(listener) => Ok(listener),
-        // No IPv6 here.
-        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
-    };
-    let listener = listener.map_err(|e| failed(format!("port {port}: {e}")))?;
-    tokio::spawn(async move {
-        let _nothing_is_started = lock;
-        if let Ok(Ok((mut stream, _))) = timeout(within.min(LISTENING), listener.accept()).await {
-            // The other side closes once it knows that it is connected; who hangs up before has not been reached.
-            let _ = timeout(CLOSED_WITHIN, stream.read(&mut [0])).await;
-            // Closed without a word: a port that lingers would be in an engine's way for a minute.
-            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
-        }
-    });
-    Ok(())
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u16, JoinHandle<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.all().values().for_each(JoinHandle::abort);
+    }
+}
+
+/// Takes whoever connects.
+async fn take_all(listener: &TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        // Closed without a word: a port that lingers would be in an engine's way for a minute.
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+        // The other side closes once it knows that it is connected; who hangs up before has not been reached.
+        let _ = timeout(CLOSED_WITHIN, stream.read(&mut [0])).await;
+    }
 }
 
 /// The rank's command line names the port.
@@ -204,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn listens_once_and_leaves_the_port_free() {
+    async fn listens_for_a_moment_and_leaves_the_port_to_engines() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let spare = || {
@@ -212,28 +256,34 @@ mod tests {
             socket.local_addr().unwrap().port()
         };
         let port = spare();
-        listen(state.clone(), port, Duration::from_secs(5)).await.unwrap();
-        // Nothing else is begun on the host meanwhile.
-        assert!(state.lock(Duration::ZERO).await.is_err());
-        // Not hung up on before the other side knows that it is there.
+        let listeners = Listeners::default();
+        let listen = |port, within| listeners.listen(state.clone(), port, within);
+        listen(port, Duration::from_secs(5)).await.unwrap();
+        drop(state.lock(Duration::ZERO).await.unwrap());
+        // Not hung up on before the other side knows that it is there; and a second one finds it as well.
         let address = format!("127.0.0.1:{port}");
-        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-        let kept = timeout(Duration::from_millis(300), stream.read(&mut [0])).await;
-        assert!(kept.is_err(), "{kept:?}");
-        drop(stream);
-        drop(state.lock(Duration::from_secs(5)).await.unwrap());
+        for _ in 0..2 {
+            let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+            let kept = timeout(Duration::from_millis(300), stream.read(&mut [0])).await;
+            assert!(kept.is_err(), "{kept:?}");
+        }
+        // A rank is to be started there: it need not wait.
+        listeners.release(&[port]).await;
         assert!(reach(format!("127.0.0.1:{port}")).await.refused);
         // An engine binds without `SO_REUSEADDR` as well: nothing of it lingers.
         assert_eq!(ports::check_free(port), Ok(()));
 
         // Nobody comes.
-        listen(state.clone(), port, Duration::from_millis(100)).await.unwrap();
-        drop(state.lock(Duration::from_secs(5)).await.unwrap());
-        assert!(reach(format!("127.0.0.1:{port}")).await.refused);
+        listen(port, Duration::from_millis(100)).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !reach(format!("127.0.0.1:{port}")).await.refused {
+            assert!(Instant::now() < deadline, "it listens for ever");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
 
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let refused = listen(state.clone(), port, Duration::from_secs(5)).await;
+        let refused = listen(port, Duration::from_secs(5)).await;
         assert!(matches!(refused, Err(Refusal::PortInUse { .. })), "{refused:?}");
     }
 

@@ -71,7 +71,7 @@ impl AgentConfig {
             (None, Some(scenario)) => GpuChoice::Scenario(scenario),
             (library, scenario) => GpuChoice::Nvml { library, scenario, sysfs },
         };
-        Ok(Self { state_dir, program: std::env::current_exe()?, gpus })
+        Ok(Self { state_dir, program: process::own_program()?, gpus })
     }
 }
 
@@ -88,6 +88,8 @@ struct Agent {
     stirred: Notify,
     /// Reads of files outside of the state directory.
     reads: FileReads,
+    /// Ports that another host just tries.
+    listeners: checkup::Listeners,
 }
 
 /// Serves requests until `reader` ends. Supervisors go on living; everything else ends with this
@@ -111,6 +113,7 @@ where
         allocations: played.as_mut().and_then(PlayedSource::allocations),
         stirred: Notify::new(),
         reads: FileReads::default(),
+        listeners: checkup::Listeners::default(),
     });
     let root = agent.state.root().to_owned();
     let _keeping = Owned(tokio::spawn(ageing::keep_young_for_good(root)));
@@ -267,7 +270,8 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             Ok(Reply::CheckUp(Box::new(found)))
         }
         Request::Listen { port, for_ms } => {
-            checkup::listen(state, port, Duration::from_millis(for_ms)).await.map(|()| Reply::Done)
+            let within = Duration::from_millis(for_ms);
+            agent.listeners.listen(state, port, within).await.map(|()| Reply::Done)
         }
         Request::Claim { deck, epoch, holder, lease_ms, force } => {
             let lease = Duration::from_millis(lease_ms);
@@ -280,6 +284,7 @@ async fn handle(agent: &Arc<Agent>, request: Request) -> Result<Reply, Refusal> 
             blocking(move || rank::list(&state, deck)).await.map(Reply::Ranks)
         }
         Request::CheckNeeds { needs, ports } => {
+            agent.listeners.release(&ports).await;
             needs::check(&needs, &ports, &agent.gpus).await.map(|_| Reply::Done)
         }
         Request::Http { port, address, method, path, body, timeout_ms, key_file } => {
@@ -364,6 +369,7 @@ async fn act(agent: &Arc<Agent>, deck: DeckId, epoch: Epoch, verb: Verb) -> Resu
                 let told = start.env.entry("GPUDECK_SIM_ALLOCATIONS".to_owned());
                 told.or_insert_with(|| dir.to_owned());
             }
+            agent.listeners.release(&start.ports).await;
             start::start(&state, &agent.program, &agent.gpus, *start).await?;
         }
         Verb::StopRank { rank, grace_ms } => {

@@ -21,10 +21,10 @@ use crate::wire::{Checkup, ProgramSought, Reached, Reply, Request};
 const AT_ONCE: usize = 32;
 
 /// A host listens for so long at most, milliseconds.
-const LISTENS_MS: u64 = 3_000;
+const LISTENS_MS: u64 = 8_000;
 
-/// A host has begun to listen within that, or does not.
-const BEGINS_WITHIN: Duration = Duration::from_secs(3);
+/// A host has begun to listen within that, or does not. (Who began first listens still when the last one has, and is tried.)
+const BEGINS_WITHIN: Duration = Duration::from_secs(2);
 
 /// After so long no more hosts are asked to listen.
 const LISTENING: Duration = Duration::from_secs(20);

@@ -85,12 +85,12 @@ pub enum Request {
         #[serde(default)]
         programs: Vec<super::ProgramSought>,
     },
-    /// Listen on a TCP port until somebody connects, so that another host can see whether it reaches it. Begun when it is
-    /// answered; no rank is started meanwhile, and the port is none of a rank's.
+    /// Listen on a TCP port, so that another host can see whether it reaches it. Begun when it is answered; the port is
+    /// none of a rank's, and is let go at once for one that is to be started there.
     Listen {
         /// The port; free now.
         port: u16,
-        /// For how long at most, in milliseconds (at most 5,000).
+        /// For how long at most, in milliseconds (at most 10,000).
         for_ms: u64,
     },
     /// Become (or stay) the one controller that may act for this deck on this host.
