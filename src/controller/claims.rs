@@ -328,7 +328,13 @@ impl Claims {
 
     /// Asks a host who holds it; none: nobody, or we.
     pub async fn survey(&self, link: &dyn HostLink) -> Result<Option<Other>, LinkError> {
-        match link.request(Request::ShowClaim { deck: self.deck }).await? {
+        let said = link.request(Request::ShowClaim { deck: self.deck }).await?;
+        self.heard(link, said).await
+    }
+
+    /// A host has said who holds it.
+    async fn heard(&self, link: &dyn HostLink, said: Reply) -> Result<Option<Other>, LinkError> {
+        match said {
             Reply::Claim(info) => {
                 let other = match info {
                     Some(info) if is_same_holder(&info.holder, &self.holder) => {
@@ -373,7 +379,12 @@ impl Claims {
         if self.was_asked(link.host()) {
             return false;
         }
-        match self.survey(link).await {
+        // What it was asked with the first words is good enough to begin with: before anything is done it is asked anew.
+        let surveyed = match link.first_answer().await {
+            Some(said) => self.heard(link, said).await,
+            None => self.survey(link).await,
+        };
+        match surveyed {
             Ok(_) => true,
             Err(error) => {
                 tracing::debug!(host = %link.host(), %error, "who holds it is not known");
@@ -473,6 +484,9 @@ impl Claims {
 
     /// Takes a host that a take-over by force left out.
     async fn take_at_last(&self, link: &dyn HostLink) -> Result<(), LinkError> {
+        if self.is_ending.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let asked = Instant::now();
         let request = Request::Claim {
             deck: self.deck,
@@ -590,6 +604,9 @@ impl Claims {
 
     /// Renews what is held, and asks about what is not.
     pub async fn look_after(&self, link: &dyn HostLink) -> Result<(), LinkError> {
+        if self.is_ending.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let claimed =
             self.held.lock().await.get(link.host()).is_some_and(|claim| claim.until.is_some());
         if claimed {

@@ -247,6 +247,10 @@ impl HostLink for Link {
         }
     }
 
+    async fn first_answer(&self) -> Option<Reply> {
+        self.session().ok()?.first_answer().await
+    }
+
     async fn dial(
         &self,
         target: &DialTarget,
@@ -492,7 +496,7 @@ impl HostTask {
         let mut attention = self.link.attention.subscribe();
         let question = self.shared.first_question.clone();
         let first = first_words(&mut attention, question.as_ref())?;
-        let first = (first.as_str(), question);
+        let first = (first.as_str(), question.is_some());
         let begun = quick::start(&*ways.acting, binary, &self.spec.agent_env, first).await?;
         let Some(begun) = begun else { return Ok(None) };
         self.outbox.phase("starting the agent");

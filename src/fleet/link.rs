@@ -15,6 +15,12 @@ pub trait HostLink: Send + Sync {
     /// Asks the agent; bounded in time by the link (30 s unless the request carries its own time).
     async fn request(&self, request: Request) -> Result<Reply, LinkError>;
 
+    /// What the agent answers to the question that every host is asked with the first words
+    /// ([`super::FleetOptions::first_question`]), once in each connection; none: it was not asked, or did not answer.
+    async fn first_answer(&self) -> Option<Reply> {
+        None
+    }
+
     /// A byte stream to a socket on the host, through `gpudeck agent dial` on a channel of its own.
     async fn dial(
         &self,

@@ -18,7 +18,7 @@ use super::lines::LineReader;
 use super::session::{Begun, SessionError};
 use crate::base::quote;
 use crate::ssh::{Connection, ExecChannel};
-use crate::wire::{MAX_LINE_BYTES, Request};
+use crate::wire::MAX_LINE_BYTES;
 
 const QUICK: &str = include_str!("quick.sh");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,13 +27,13 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Lines that a login shell's start-up files may print before.
 const MAX_CHATTER_LINES: usize = 200;
 
-/// The agent that runs now and has been told `first`, in which `asked` is the question; none: it is not there (or not to be trusted),
-/// and has to be installed.
+/// The agent that runs now and has been told `first` (`asked`: with a question in it); none: it is not there (or not to be
+/// trusted), and has to be installed.
 pub(super) async fn start(
     connection: &dyn Connection,
     binary: &AgentBinary,
     env: &BTreeMap<String, String>,
-    (first, asked): (&str, Option<Request>),
+    (first, asked): (&str, bool),
 ) -> Result<Option<Begun>, SessionError> {
     // The installation says what is wrong with it.
     let Ok(program) = program(binary, env, first) else { return Ok(None) };
@@ -131,7 +131,7 @@ mod tests {
             ("WORDS".to_owned(), "it's \"env\"  $HOME".to_owned()),
         ]);
         let connection = LocalConnection::new();
-        let quick = async || start(&connection, &agent, &env, ("hello\n", None)).await.unwrap();
+        let quick = async || start(&connection, &agent, &env, ("hello\n", false)).await.unwrap();
         assert!(quick().await.is_none(), "nothing is there yet");
         assert!(!state.exists(), "it changed something");
         if std::fs::read_to_string("/etc/machine-id").is_ok_and(|id| id.trim().len() == 32) {

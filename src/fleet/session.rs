@@ -50,9 +50,6 @@ const SAMPLES: u64 = 2;
 /// The question that went out with the first words ([`super::FleetOptions::first_question`]).
 const FIRST_QUESTION: u64 = 3;
 
-/// Its answer is as good as one to whoever asks the same so soon.
-const FIRST_ANSWER_GOOD_FOR: Duration = Duration::from_secs(2);
-
 type Answer = Result<Reply, Refusal>;
 
 /// Waits for something again and again, each time no longer than this. One timer serves all of it: it is
@@ -97,14 +94,8 @@ pub(super) struct Session {
     next_id: AtomicU64,
     dials: Arc<Semaphore>,
     attention: watch::Receiver<Attention>,
-    first_answer: Mutex<Option<FirstAnswer>>,
-}
-
-/// The answer to the question that went out with the first words, when it comes.
-struct FirstAnswer {
-    to: Request,
-    since: Instant,
-    answer: oneshot::Receiver<Answer>,
+    /// The answer to the question that went out with the first words, when it comes.
+    first_answer: Mutex<Option<oneshot::Receiver<Answer>>>,
 }
 
 /// The two pipes of a running agent.
@@ -161,8 +152,8 @@ pub(super) struct Begun {
     pub(super) stdin: Box<dyn AsyncWrite + Send + Unpin>,
     pub(super) reader: LineReader<Box<dyn AsyncRead + Send + Unpin>>,
     pub(super) control: ExecControl,
-    /// The question that was among the first words.
-    pub(super) asked: Option<Request>,
+    /// There was a question among the first words.
+    pub(super) asked: bool,
 }
 
 /// What an agent is told at once: hello, what to send, and what is asked first. Its first sample and that answer then come
@@ -196,7 +187,7 @@ impl Session {
             let _ = stdin.flush().await;
         }
         let reader = LineReader::new(stdout, MAX_LINE_BYTES);
-        let begun = Begun { command, stdin, reader, control, asked: question };
+        let begun = Begun { command, stdin, reader, control, asked: question.is_some() };
         Self::shake_hands(host, connection, begun, attention).await
     }
 
@@ -213,10 +204,10 @@ impl Session {
         let (facts, early) = hello.map_err(|_| SessionError::Silent)??;
         let (lines, receiver) = mpsc::channel(64);
         let mut pending = HashMap::new();
-        let first_answer = asked.map(|to| {
+        let first_answer = asked.then(|| {
             let (sender, answer) = oneshot::channel();
             pending.insert(FIRST_QUESTION, sender);
-            FirstAnswer { to, since: Instant::now(), answer }
+            answer
         });
         let session = Self {
             host,
@@ -378,14 +369,6 @@ impl Session {
     /// Asks the agent. `Ok(None)`: the link was lost meanwhile.
     pub(super) async fn request(&self, request: Request) -> Result<Option<Reply>, LinkError> {
         let patience = patience(&request);
-        if let Some(first) = self.first_answer_to(&request) {
-            match timeout(patience, first).await {
-                Ok(Ok(Ok(reply))) => return Ok(Some(reply)),
-                // A refusal, or none at all: asked in the usual way it is told in the usual way.
-                Ok(_) => {}
-                Err(_) => return Err(LinkError::Timeout { host: self.host.clone() }),
-            }
-        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let line = line_of(id, request).map_err(|error| LinkError::Unexpected {
             host: self.host.clone(),
@@ -412,13 +395,10 @@ impl Session {
         }
     }
 
-    /// Where the answer comes to what is asked just now and was asked with the first words already.
-    fn first_answer_to(&self, request: &Request) -> Option<oneshot::Receiver<Answer>> {
-        let mut first = self.first_answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_good = |first: &FirstAnswer| {
-            first.to == *request && first.since.elapsed() < FIRST_ANSWER_GOOD_FOR
-        };
-        first.take_if(|first| is_good(first)).map(|first| first.answer)
+    /// The answer to the question that went out with the first words; none if it was heard already, or not given.
+    pub(super) async fn first_answer(&self) -> Option<Reply> {
+        let answer = self.first_answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        timeout(REQUEST_PATIENCE, answer?).await.ok()?.ok()?.ok()
     }
 
     /// A byte stream to a socket on the host.
