@@ -139,7 +139,7 @@ pub(super) async fn await_drained(
         let left = routes.is_empty()
             || routes.counters(means).await.is_some_and(|all| seen.look(&all, replica));
         let alone = routes.is_empty();
-        // Without metrics nobody knows of what was lost sight of.
+        // Where the engine does not say, nobody knows of what was lost sight of.
         if left && engine_is_quiet(means, engine, alone).await.unwrap_or(!seen.lost_sight) {
             return;
         }
@@ -173,8 +173,7 @@ impl InFlight {
     }
 }
 
-/// Whether the engine has nothing in flight; none: it has no metrics. One that does not answer is quiet only if a gateway
-/// (`alone`: there is none) has said so already.
+/// Whether the engine has nothing in flight; none: it does not say, and only a gateway knows (`alone`: there is none).
 async fn engine_is_quiet(
     means: &Means,
     engine: Option<&EngineMetricsAt>,
@@ -185,8 +184,8 @@ async fn engine_is_quiet(
         Said::Metrics(seen) => {
             Some(seen.running.unwrap_or(0.0) + seen.waiting.unwrap_or(0.0) < 0.5)
         }
-        Said::None => None,
-        Said::Nothing => Some(!alone),
+        Said::Nothing if alone => Some(false),
+        Said::None | Said::Nothing => None,
     }
 }
 
