@@ -124,7 +124,12 @@ fn launch(dir: &Path, start: &RankStart, own_session: bool) -> Result<StatusFile
     let own = process::own_program().unwrap_or_default();
     let mut argv = start.argv.iter();
     let program = program_of(argv.next().map_or("", String::as_str), &own);
-    let argv = argv.map(|a| if a == "{gpudeck}" { own.clone().into() } else { a.into() });
+    // For the program that it is given to, `/proc/self/exe` would be that program's own.
+    let given = match own.strip_prefix("/proc/self") {
+        Ok(within) => Path::new("/proc").join(std::process::id().to_string()).join(within),
+        Err(_) => own.clone(),
+    };
+    let argv = argv.map(|a| if a == "{gpudeck}" { given.clone().into() } else { a.into() });
     let mut command = match LoginUser::of_sudo() {
         Some(user) => user.command(&own, &program),
         None => {
