@@ -1,5 +1,7 @@
 //! Engines' own metrics: a bounded reader of Prometheus text and each engine's names.
 
+use std::collections::BTreeMap;
+
 use super::histogram::{Histogram, MAX_BUCKETS};
 use crate::spec::{EngineSpec, MetricNames};
 
@@ -8,6 +10,9 @@ pub const PATH: &str = "/metrics";
 
 /// Longest text that is read; the rest is left out.
 pub const MAX_TEXT: usize = 4 << 20;
+
+/// The label that tells pipeline stages apart (`SGLang`'s schedulers).
+const STAGE: &str = "pp_rank";
 
 /// Most different bucket bounds of one histogram that are looked at.
 const MAX_BOUNDS: usize = 4 * MAX_BUCKETS;
@@ -205,14 +210,45 @@ impl<T: Default> Named<T> {
     }
 }
 
-impl Named<f64> {
-    /// Adds up: an engine has a line for each of its cores, and for each reason.
-    fn add(&mut self, sample: &Sample<'_>) -> bool {
+/// A number on its way: an engine has a line for each of its cores, and for each reason.
+#[derive(Default)]
+struct Sum<'a> {
+    lines: f64,
+    /// The lines of pipeline stages by their labels around the stage's. The stages of a core have the same requests, each
+    /// as it last saw them.
+    of_stages: BTreeMap<(&'a str, &'a str), f64>,
+}
+
+impl<'a> Sum<'a> {
+    fn add(&mut self, sample: &Sample<'a>) {
+        match around(sample.labels, STAGE) {
+            Some((before, _, after)) => {
+                let most = self.of_stages.entry((before, after)).or_default();
+                *most = most.max(sample.value);
+            }
+            None => self.lines += sample.value,
+        }
+    }
+
+    fn total(self) -> f64 {
+        self.of_stages.into_values().fold(self.lines, |sum, most| sum + most)
+    }
+}
+
+impl<'a> Named<Sum<'a>> {
+    /// Adds up.
+    fn add(&mut self, sample: &Sample<'a>) -> bool {
         let Some(slot) = self.slot(sample.name) else { return false };
-        *slot = Some(slot.unwrap_or(0.0) + sample.value);
+        slot.get_or_insert_default().add(sample);
         true
     }
 
+    fn total(self) -> Option<f64> {
+        self.done().map(Sum::total)
+    }
+}
+
+impl Named<f64> {
     fn largest(&mut self, sample: &Sample<'_>) -> bool {
         let Some(slot) = self.slot(sample.name) else { return false };
         *slot = Some(slot.unwrap_or(0.0).max(sample.value));
@@ -242,24 +278,16 @@ pub fn parse(text: &str, names: &Names) -> EngineMetrics {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let [
-        mut running,
-        mut waiting,
-        mut kv_usage,
-        mut finished,
-        mut failed,
-        mut preemptions,
-        mut generated,
-    ] = [
+    let [mut running, mut waiting, mut finished, mut failed, mut preemptions, mut generated] = [
         names.running,
         names.waiting,
-        names.kv_usage,
         names.finished,
         names.failed,
         names.preemptions,
         names.generated,
     ]
-    .map(Named::<f64>::new);
+    .map(Named::<Sum<'_>>::new);
+    let mut kv_usage = Named::<f64>::new(names.kv_usage);
     let [mut first_token, mut inter_token, mut end_to_end] =
         [names.first_token, names.inter_token, names.end_to_end].map(Named::<Gathered>::new);
     let mut error: Option<f64> = None;
@@ -283,16 +311,16 @@ pub fn parse(text: &str, names: &Names) -> EngineMetrics {
             || end_to_end.take(&sample);
     }
     EngineMetrics {
-        running: running.done(),
-        waiting: waiting.done(),
+        running: running.total(),
+        waiting: waiting.total(),
         kv_usage: kv_usage.done(),
-        requests_ended: finished.done(),
-        requests_error: failed.done().or(error),
-        preemptions: preemptions.done(),
+        requests_ended: finished.total(),
+        requests_error: failed.total().or(error),
+        preemptions: preemptions.total(),
         first_token: first_token.histogram(),
         inter_token: inter_token.histogram(),
         end_to_end: end_to_end.histogram(),
-        generated: generated.done(),
+        generated: generated.total(),
     }
 }
 
@@ -337,12 +365,19 @@ fn split_labels(text: &str) -> Option<(&str, &str)> {
 
 /// The value of a label without escapes in it.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    around(labels, name).map(|(_, value, _)| value)
+}
+
+/// The same, between the labels before it and those after it.
+fn around<'a>(labels: &'a str, name: &str) -> Option<(&'a str, &'a str, &'a str)> {
     let at = labels.match_indices(name).map(|(at, _)| at).find(|at| {
         let before = labels.get(..*at).unwrap_or("").trim_end();
         let after = labels.get(at + name.len()..).unwrap_or("");
         (before.is_empty() || before.ends_with(',')) && after.starts_with("=\"")
     })?;
-    labels.get(at + name.len() + 2..)?.split('"').next()
+    let rest = labels.get(at + name.len() + 2..)?;
+    let (value, after) = rest.split_once('"').unwrap_or((rest, ""));
+    Some((labels.get(..at)?, value, after))
 }
 
 #[cfg(test)]
@@ -423,6 +458,41 @@ vllm:num_requests_running NaN
         let m = parse(text, &SGLANG);
         assert_eq!((m.requests_ended, m.requests_error), (Some(10.0), Some(3.0)));
         assert_eq!((m.kv_usage, m.waiting), (Some(0.5), Some(4.0)));
+    }
+
+    /// The scheduler of each stage tells of the requests of its copy: they are there once.
+    #[test]
+    fn stages_of_a_copy_are_counted_once() {
+        let line = |name: &str, stage: u32, copy: Option<u32>, n: u32| {
+            let copy = copy.map(|copy| format!(",dp_rank=\"{copy}\"")).unwrap_or_default();
+            format!(
+                "sglang:{name}{{engine_type=\"unified\",model_name=\"m\",pp_rank=\"{stage}\"{copy},tp_rank=\"0\"}} {n}\n"
+            )
+        };
+        let running = |stage, copy, n| line("num_running_reqs", stage, copy, n);
+        let waiting = |stage, copy, n| line("num_queue_reqs", stage, copy, n);
+        let two =
+            [running(0, None, 3), running(1, None, 2), waiting(0, None, 0), waiting(1, None, 4)];
+        let m = parse(&two.concat(), &SGLANG);
+        assert_eq!((m.running, m.waiting), (Some(3.0), Some(4.0)));
+        let copies = [
+            running(0, Some(0), 3),
+            running(1, Some(0), 3),
+            running(0, Some(1), 1),
+            running(1, Some(1), 2),
+            waiting(0, Some(0), 0),
+            waiting(1, Some(1), 0),
+        ];
+        let m = parse(&copies.concat(), &SGLANG);
+        assert_eq!((m.running, m.waiting), (Some(5.0), Some(0.0)));
+        // What has no stages is added as ever.
+        let counted =
+            "sglang:num_requests_total{a=\"x\"} 10\nsglang:num_requests_total{a=\"y\"} 2\n";
+        assert_eq!(parse(counted, &SGLANG).requests_ended, Some(12.0));
+        assert_eq!(
+            around("a=\"1\",pp_rank=\"2\",b=\"3\"", STAGE),
+            Some(("a=\"1\",", "2", ",b=\"3\""))
+        );
     }
 
     #[test]
