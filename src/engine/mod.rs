@@ -197,6 +197,12 @@ pub fn needs(
 /// Which GPUs a CUDA program sees.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
+/// By which order it counts them.
+const ORDER: &str = "CUDA_DEVICE_ORDER";
+
+/// The variables that a container is given for [`RankContext::order`] alone.
+pub const OF_ORDER: [&str; 2] = [VISIBLE, ORDER];
+
 /// What a command line is made from.
 #[derive(Clone, Debug)]
 pub struct RankContext<'a> {
@@ -268,7 +274,7 @@ impl RankContext<'_> {
         } else if !self.docker {
             env.insert(VISIBLE.to_owned(), GPU_NUMBERS.to_owned());
             // As the driver counts. By default CUDA begins with the fastest.
-            env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+            env.insert(ORDER.to_owned(), "PCI_BUS_ID".to_owned());
         }
         // A container gets its GPUs from the Docker Engine, sees no others, and counts from 0 as the driver does: where its
         // groups are others it is told their order.
@@ -276,7 +282,7 @@ impl RankContext<'_> {
         if let Some(order) = order {
             let numbers: Vec<String> = order.iter().map(ToString::to_string).collect();
             env.insert(VISIBLE.to_owned(), numbers.join(","));
-            env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+            env.insert(ORDER.to_owned(), "PCI_BUS_ID".to_owned());
         }
         Ok(env)
     }

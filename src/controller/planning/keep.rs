@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::core::Core;
 use super::super::{borrowing, world};
-use super::lay::command_for;
+use super::lay::{command_for, order_of};
 use super::place::demand;
 use super::{Draft, place::place_on};
 use crate::api::ApiError;
 use crate::base::{ReleaseNumber, ReplicaKey};
-use crate::placement;
+use crate::engine;
+use crate::placement::{self, ShapeNeed};
 use crate::rollout::{Phase, Release, ReplicaPlan, ReplicaState, ServiceState};
-use crate::spec::ServiceSpec;
+use crate::spec::{ParallelShape, RuntimeSpec, ServiceSpec};
 
 /// Replicas that run on, by their index in the new release.
 pub(super) type Kept = BTreeMap<u32, (ReplicaKey, ReplicaPlan)>;
@@ -115,11 +116,27 @@ fn starts_alike(
             in_place_of: Vec::new(),
         };
         let address = world::engine_address(&core.deck, &rank.host);
+        // A driver that hangs, or that was not asked yet, does not tell how it counts them: they are where they were.
+        let unordered = matches!(draft.spec.runtime, RuntimeSpec::Docker(_))
+            && order_of(core, &rank.host, &rank.devices).is_none();
         command_for(core, draft, (release, replica), &place, rank.port).is_ok_and(|command| {
-            let now = (&command.argv, &command.env, &command.files);
-            now == (&rank.argv, &rank.env, &rank.files) && address == rank.address
+            let now = (&command.argv, &command.files);
+            now == (&rank.argv, &rank.files)
+                && is_same(&command.env, &rank.env, unordered)
+                && address == rank.address
         })
     })
+}
+
+/// Whether two environments are the same, but for the order of GPUs where that is not known.
+fn is_same(
+    some: &BTreeMap<String, String>,
+    other: &BTreeMap<String, String>,
+    unordered: bool,
+) -> bool {
+    let counts = |name: &str| !unordered || !engine::OF_ORDER.contains(&name);
+    let one = some.iter().filter(|(name, _)| counts(name));
+    one.eq(other.iter().filter(|(name, _)| counts(name)))
 }
 
 /// Places those that are missing beside what runs on.
@@ -146,5 +163,59 @@ pub(super) fn place_missing(
     (demand.staying, demand.reuse) = (staying, leaving);
     let most = usize::try_from(missing).unwrap_or(usize::MAX);
     demand.indexes = (0..).filter(|index| !kept.contains_key(index)).take(most).collect();
+    as_they_are(&mut demand.shapes, kept.values().map(|(_, plan)| plan.shape()));
     place_on(core, hosts, &demand)
+}
+
+/// The shapes of those that run come first, so that all replicas have one as long as that has a place.
+fn as_they_are(shapes: &mut [ShapeNeed], running: impl Iterator<Item = ParallelShape>) {
+    let running: BTreeSet<ParallelShape> = running.collect();
+    shapes.sort_by_key(|need| !running.contains(&need.shape));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::indexing_slicing)]
+    use super::*;
+    use crate::base::Bytes;
+
+    #[test]
+    fn the_order_of_gpus_is_no_difference_where_it_is_not_known() {
+        let env = |list: &[(&str, &str)]| -> BTreeMap<String, String> {
+            list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let bare = env(&[("MODE", "a")]);
+        let told = env(&[
+            ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+            ("CUDA_VISIBLE_DEVICES", "0,2,1,3"),
+            ("MODE", "a"),
+        ]);
+        assert!(is_same(&bare, &told, true) && is_same(&told, &bare, true));
+        assert!(!is_same(&bare, &told, false) && is_same(&told, &told, false));
+        let other = env(&[("CUDA_VISIBLE_DEVICES", "0,2,1,3"), ("MODE", "b")]);
+        assert!(!is_same(&bare, &other, true), "what else differs does");
+    }
+
+    #[test]
+    fn those_that_are_missing_take_the_shape_of_those_that_run() {
+        let two = ParallelShape::of_tensor(2);
+        let all = [
+            ParallelShape::of_tensor(4),
+            ParallelShape { pipeline: two.tensor, ..two },
+            ParallelShape { data: two.tensor, ..two },
+        ];
+        let tried = |running: &[ParallelShape]| {
+            let need = |shape: &ParallelShape| ShapeNeed {
+                shape: *shape,
+                memory_per_device: Bytes::gib(1),
+            };
+            let mut shapes: Vec<ShapeNeed> = all.iter().map(need).collect();
+            as_they_are(&mut shapes, running.iter().copied());
+            shapes.iter().map(|need| need.shape.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(tried(&[]), ["tp4", "tp2 pp2", "tp2 dp2"]);
+        assert_eq!(tried(&[all[2]]), ["tp2 dp2", "tp4", "tp2 pp2"]);
+        // Where they differ already, in the order of the spec.
+        assert_eq!(tried(&[all[2], all[1]]), ["tp2 pp2", "tp2 dp2", "tp4"]);
+    }
 }

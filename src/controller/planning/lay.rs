@@ -159,7 +159,7 @@ pub(super) fn command_for(
 }
 
 /// The place of each of these GPUs among them as the host's driver counts; none where one of them is not seen.
-fn order_of(core: &Core, host: &HostName, devices: &[DeviceId]) -> Option<Vec<usize>> {
+pub(super) fn order_of(core: &Core, host: &HostName, devices: &[DeviceId]) -> Option<Vec<usize>> {
     let indices = core.hub.with(|s| {
         let gpus = s.hosts.get(host)?.sample.as_ref()?.gpus.list();
         let index = |device: &DeviceId| Some(gpus.iter().find(|g| g.device() == *device)?.index);
