@@ -67,8 +67,16 @@ impl Build<'_> {
             layers(&["decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"]);
         let first = top.get("architectures").and_then(Value::as_array).and_then(|l| l.first());
         let name = first.and_then(Value::as_str).unwrap_or_default();
-        if name.ends_with("EncoderModel") {
+        let alone = name.ends_with("EncoderModel");
+        if alone && (conf.is(&T5) || conf.is(&BART)) {
             return self.encoder_of_it(encoder);
+        }
+        if alone {
+            // What others call so may write all the same.
+            self.cache_spread = Some((1_000, 400));
+            let why =
+                "whether it is an encoder alone is not known: a decoder and its cache are counted";
+            self.doubt_by(Certainty::Guess, (650, 0), why);
         }
         // Both have as many stages, and a stage layers of both.
         self.n.layers = encoder.max(decoder);
@@ -335,6 +343,19 @@ mod tests {
             let token = answer.ranks[0].cache_per_token;
             assert!(token.high >= 2 * 2 * 24 * 2_048 * 2, "{token:?}");
         }
+        // What it calls an encoder may be one alone, or not.
+        let alone =
+            |config: &str| facts(&config.replace("ForConditionalGeneration", "EncoderModel"));
+        let own = known
+            .replace("\"t5\"", "\"never_heard_of\"")
+            .replace("T5ForConditionalGeneration", "OwnForConditionalGeneration");
+        let (encoder, model) = (alone(&known), alone(&own));
+        assert_eq!(encoder.certainty, Certainty::Exact);
+        assert_eq!((model.certainty, model.cache_certainty), (Certainty::Guess, Certainty::Guess));
+        let answer = predict(&model, &Setup::new(rules("vllm")));
+        let (bar, token) = (answer.weights, answer.ranks[0].cache_per_token);
+        assert!(bar.low < encoder.weight_bytes.0 && truth < bar.high, "{bar:?}");
+        assert!(token.low == 0 && token.high >= 2 * 2 * 24 * 2_048 * 2, "{token:?}");
         // Switch base with 8 experts in every other layer: 619 million values.
         let switch = t5("t5", [768, 64, 2_048, 12], [12, 12], 32_128, r#","num_experts":8"#)
             .replace("\"t5\"", "\"switch_transformers\"")

@@ -28,6 +28,12 @@ impl Build<'_> {
                 self.plain(&format!("{at}.attn.q_norm.weight"), &[n.head_dim], 1);
                 self.plain(&format!("{at}.attn.k_norm.weight"), &[n.head_dim], 1);
             }
+            for norm in ["ffn_norm", "attn_norm"] {
+                self.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
+            }
+            let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            let (kv_heads, size) = (small(shared), small(n.head_dim));
+            self.keeps(layer, Keeps::Attention { kv_heads, key: size, value: size, window: None });
             let Some(inner) = self.openelm_width(layer) else {
                 let why = "the width of its feed-forward layers is not stated: four times the hidden size";
                 self.doubt(Certainty::Guess, why);
@@ -37,12 +43,6 @@ impl Build<'_> {
             let halves = if conf.flag("ffn_with_glu") == Some(false) { 1 } else { 2 };
             self.linear(&format!("{at}.ffn.proj_1"), halves * inner, n.hidden, false);
             self.linear(&format!("{at}.ffn.proj_2"), n.hidden, inner, false);
-            for norm in ["ffn_norm", "attn_norm"] {
-                self.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
-            }
-            let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-            let (kv_heads, size) = (small(shared), small(n.head_dim));
-            self.keeps(layer, Keeps::Attention { kv_heads, key: size, value: size, window: None });
         }
         self.plain("model.norm.weight", &[n.hidden], 1);
         if !tied {
@@ -73,6 +73,7 @@ impl Build<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::ModelFacts;
     use crate::model::arch::Certainty;
     use crate::model::estimate::tests::{facts, rules};
     use crate::model::estimate::{Setup, predict};
@@ -92,15 +93,28 @@ mod tests {
         assert_eq!((model.certainty, model.tied), (Certainty::Exact, true));
         assert_eq!((model.layers, model.context), (Some(16), Some(2_048)));
         assert_eq!((model.attention_heads, model.kv_heads), (Some(20), Some(5)));
-        let token = predict(&model, &Setup::new(rules("vllm"))).ranks[0].cache_per_token;
-        let heads = 5 * 3 + 7 * 4 + 4 * 5;
-        assert_eq!((token.low, token.high), (2 * heads * 64 * 2, 2 * heads * 64 * 2));
+        assert_eq!(cache_of(&model), CACHE);
     }
 
+    /// Keys and values of all its layers, in 16 bits.
+    const CACHE: (u64, u64) = {
+        let heads = 5 * 3 + 7 * 4 + 4 * 5;
+        (2 * heads * 64 * 2, 2 * heads * 64 * 2)
+    };
+
+    fn cache_of(model: &ModelFacts) -> (u64, u64) {
+        let token = predict(model, &Setup::new(rules("vllm"))).ranks[0].cache_per_token;
+        (token.low, token.high)
+    }
+
+    /// A width that is not known is guessed; what such a layer keeps is known all the same.
     #[test]
     fn what_is_left_out_is_guessed() {
         let model = facts(&SMALL.replace("ffn_multipliers", "else"));
-        assert_eq!(model.certainty, Certainty::Guess);
-        assert!(facts(&SMALL.replace("1.43", "1e300")).weight_bytes.0 > 0);
+        assert_eq!((model.certainty, model.cache_certainty), (Certainty::Guess, Certainty::Exact));
+        assert_eq!((model.caches.len(), cache_of(&model)), (16, CACHE));
+        let one = facts(&SMALL.replace("1.43", "1e300"));
+        assert_eq!((one.certainty, one.weight_bytes.0 > 0), (Certainty::Guess, true));
+        assert_eq!((one.caches.len(), cache_of(&one)), (16, CACHE));
     }
 }

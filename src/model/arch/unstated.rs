@@ -41,7 +41,9 @@ impl Build<'_> {
         } else if self.conf.number(&numbers::KV_HEADS).is_none() {
             // One head for keys and values may serve all.
             let less = 1_000u64.saturating_sub(1_000 / self.n.heads.max(1));
-            self.cache_spread = Some((less.max(600), 400));
+            // It may be doubted for more than that already.
+            let doubted = self.cache_spread.map_or(0, |(less, _)| less);
+            self.cache_spread = Some((less.max(600).max(doubted), 400));
         }
     }
 
