@@ -10,6 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Shapes that a service may list.
 pub const MOST_SHAPES: usize = 16;
 
+/// The highest degree of a shape.
+pub const MOST_DEGREE: u32 = 1024;
+/// The most devices of one replica.
+pub const MOST_DEVICES: u64 = 4096;
+
 /// How one replica is divided over devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Parallel {
@@ -30,6 +35,11 @@ impl Parallel {
             Self::Shape(shape) => std::slice::from_ref(shape),
             Self::OneOf(shapes) => shapes,
         }
+    }
+
+    /// What is wrong with a shape that no deck could ever place, and what to write.
+    pub(super) fn complaint(&self) -> Option<(&'static str, String, String)> {
+        self.shapes().iter().find_map(ParallelShape::complaint)
     }
 }
 
@@ -63,6 +73,22 @@ impl ParallelShape {
     pub fn devices(&self) -> u64 {
         let of = |n: NonZeroU32| u64::from(n.get());
         of(self.tensor).saturating_mul(of(self.pipeline)).saturating_mul(of(self.data))
+    }
+
+    fn complaint(&self) -> Option<(&'static str, String, String)> {
+        let degrees = [("tensor", self.tensor), ("pipeline", self.pipeline), ("data", self.data)];
+        if let Some((name, degree)) = degrees.into_iter().find(|(_, n)| n.get() > MOST_DEGREE) {
+            let hint = format!("{name} goes from 1 to {MOST_DEGREE}; more copies are `replicas`");
+            return Some(("parallel", format!("{name} = {degree} is too much"), hint));
+        }
+        let devices = self.devices();
+        (devices > MOST_DEVICES).then(|| {
+            let what = format!("the shape {self} has {devices} GPUs");
+            let hint = format!(
+                "tensor × pipeline × data is {MOST_DEVICES} at most; more copies are `replicas`"
+            );
+            ("parallel", what, hint)
+        })
     }
 
     /// Groups of `tensor` devices.
@@ -212,6 +238,30 @@ mod tests {
             let error = parsed(wrong).unwrap_err();
             assert!(error.starts_with("Some(3)") && error.contains(word), "{wrong}: {error}");
         }
+        // As large as can be, and larger: one such service would be in the way of questions about the whole deck.
+        for good in
+            ["{ tensor = 1024 }", "[{ tensor = 4 }, { tensor = 64, pipeline = 8, data = 8 }]"]
+        {
+            parsed(good).unwrap();
+        }
+        for (wrong, what) in [
+            ("{ tensor = 1025 }", "tensor = 1025"),
+            ("{ tensor = 2, data = 4294967295 }", "data = 4294967295"),
+            ("[{ tensor = 4 }, { pipeline = 2000 }]", "pipeline = 2000"),
+            ("[{ tensor = 64, pipeline = 65 }]", "tp64 pp65 has 4160 GPUs"),
+            ("{ tensor = 1024, pipeline = 1024, data = 1024 }", "1073741824 GPUs"),
+        ] {
+            let text = format!("model = \"/m\"\nengine = \"vllm\"\nparallel = {wrong}\n");
+            let error = parse_service(&text, "chat").unwrap_err();
+            assert_eq!(error.line, Some(3), "{wrong}: {error}");
+            assert!(error.message.contains(what), "{wrong}: {error}");
+            assert!(error.suggestion.is_some_and(|hint| hint.contains("`replicas`")), "{wrong}");
+        }
+        // The word may stand in an argument before it.
+        let args = "args = [\"--enable-expert-parallel\"]";
+        let text =
+            format!("model = \"/m\"\nengine = \"vllm\"\n{args}\nparallel = {{ data = 2000 }}\n");
+        assert_eq!(parse_service(&text, "chat").unwrap_err().line, Some(4));
         let many: Vec<String> = (1..=17).map(|n| format!("{{ tensor = {n} }}")).collect();
         assert!(
             parsed(&format!("[{}]", many.join(", "))).unwrap_err().contains("more than 16 shapes")

@@ -167,6 +167,9 @@ fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
     if let Some(complaint) = super::strategy::complaint(spec) {
         return Err(complaint);
     }
+    if let Some(complaint) = spec.parallel.complaint() {
+        return Err(complaint);
+    }
     let mut last_weight = 0;
     for step in &rollout.steps {
         match step {
@@ -308,8 +311,10 @@ fn suggest(message: &str) -> Option<String> {
     })
 }
 
+/// The line that begins with this, or the first that has it (a key may be named in an argument before it).
 fn find_line(content: &str, needle: &str) -> Option<usize> {
-    content.lines().position(|l| l.contains(needle)).map(|i| i + 1)
+    let begins = content.lines().position(|l| l.trim_start().starts_with(needle));
+    begins.or_else(|| content.lines().position(|l| l.contains(needle))).map(|i| i + 1)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::file::{WorldFile, WorldShape};
 use super::places::{line_of, path_at};
 use crate::base::{Hint, text};
 use crate::spec::Requirement;
+use crate::spec::parallel::{MOST_DEGREE, MOST_DEVICES, MOST_SHAPES};
 
 /// Longest world that is read, in bytes.
 pub const MAX_WORLD_BYTES: usize = 64 << 20;
@@ -14,7 +15,6 @@ const MAX_HOSTS: usize = 4096;
 const MAX_GPUS: usize = 64;
 const MAX_SERVICES: usize = 8192;
 const MAX_REPLICAS: u64 = 20_000;
-const MAX_SHAPES: usize = 16;
 /// Bytes of weights that could be copied.
 const MAX_COPIED: u128 = 1 << 60;
 
@@ -224,7 +224,7 @@ pub fn check(world: &WorldFile) -> Result<(), Wrong> {
                 "there is no shape; write for example [{\"tensor\": 8, \"memory\": \"70GiB\"}]";
             return Err(wrong(format!("{field}.shapes"), message));
         }
-        at_most(&format!("{field}.shapes"), service.shapes.len(), MAX_SHAPES)?;
+        at_most(&format!("{field}.shapes"), service.shapes.len(), MOST_SHAPES)?;
         for (i, shape) in service.shapes.iter().enumerate() {
             check_shape(&format!("{field}.shapes[{i}]"), shape)?;
         }
@@ -271,12 +271,13 @@ pub fn check(world: &WorldFile) -> Result<(), Wrong> {
 fn check_shape(field: &str, shape: &WorldShape) -> Result<(), Wrong> {
     let degrees = [("tensor", shape.tensor), ("pipeline", shape.pipeline), ("data", shape.data)];
     for (key, degree) in degrees {
-        if degree == 0 || degree > 1024 {
-            return Err(wrong(format!("{field}.{key}"), "goes from 1 to 1024"));
+        if degree == 0 || degree > MOST_DEGREE {
+            return Err(wrong(format!("{field}.{key}"), format!("goes from 1 to {MOST_DEGREE}")));
         }
     }
-    if shape.gpus() > 4096 {
-        return Err(wrong(field, format!("{} GPUs for one replica; at most 4096", shape.gpus())));
+    let gpus = shape.gpus();
+    if gpus > MOST_DEVICES {
+        return Err(wrong(field, format!("{gpus} GPUs for one replica; at most {MOST_DEVICES}")));
     }
     if shape.memory.0 > 1 << 50 {
         return Err(wrong(format!("{field}.memory"), "may be 1 PiB at most"));
