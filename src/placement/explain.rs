@@ -154,33 +154,68 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
 /// That too few of these GPUs are joined as the service asks for.
 fn unjoined(free: &[&GpuCapacity], demand: &Demand, shape: ParallelShape) -> Option<String> {
     let tensor = usize::try_from(shape.tensor.get()).unwrap_or(usize::MAX);
-    // The most that are joined, and how many groups they make.
-    let most = |of: fn(&GpuCapacity) -> Option<u32>| {
-        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-        for group in free.iter().filter_map(|g| of(g)) {
-            *counts.entry(group).or_default() += 1;
-        }
-        let groups: usize = counts.values().map(|count| count / tensor).sum();
-        (groups, counts.into_values().max().unwrap_or(0))
-    };
-    let island = || most(|g| g.island);
-    let switch = || island().max(most(|g| g.pcie_switch));
-    let ((groups, joined), by) = match demand.placement.link {
+    let all: [JoinedBy; 3] = [|g| g.island, |g| g.pcie_switch, |g| g.numa];
+    let (kinds, by) = match demand.placement.link {
         Link::Any => return None,
-        Link::Nvlink => (island(), "joined by NVLink"),
-        Link::PcieSwitch => (switch(), "on one PCIe switch"),
-        Link::Numa => (switch().max(most(|g| g.numa)), "of one NUMA node"),
+        Link::Nvlink => (1, "joined by NVLink"),
+        Link::PcieSwitch => (2, "on one PCIe switch"),
+        Link::Numa => (3, "of one NUMA node"),
     };
+    let kinds = all.get(..kinds).unwrap_or_default();
     let wanted = usize::try_from(shape.groups()).unwrap_or(usize::MAX);
+    let groups = groups_of(tensor, free, kinds);
     if tensor < 2 || groups >= wanted {
         return None;
     }
+    let sets = kinds.iter().flat_map(|of| by_number(free, *of).into_values());
+    let joined = sets.map(|set| set.len()).max().unwrap_or(0);
     Some(match wanted {
         1 => format!("at most {joined} of its free GPUs are {by}, {tensor} needed"),
         _ => {
             format!("its free GPUs make {groups} groups of {tensor} that are {by}, {wanted} needed")
         }
     })
+}
+
+/// What joins a GPU to others: the number of its island, its switch or its NUMA node.
+type JoinedBy = fn(&GpuCapacity) -> Option<u32>;
+
+/// The GPUs that are joined so, by that number.
+fn by_number<'a>(gpus: &[&'a GpuCapacity], of: JoinedBy) -> BTreeMap<u32, Vec<&'a GpuCapacity>> {
+    let mut sets: BTreeMap<u32, Vec<&GpuCapacity>> = BTreeMap::new();
+    for gpu in gpus.iter().copied() {
+        if let Some(number) = of(gpu) {
+            sets.entry(number).or_default().push(gpu);
+        }
+    }
+    sets
+}
+
+/// How many groups of so many GPUs there are, each joined by one of these kinds: as many as the first makes, then those
+/// that the next makes of what that leaves over. Where a set is no multiple, those stay that have most others left.
+fn groups_of(tensor: usize, gpus: &[&GpuCapacity], kinds: &[JoinedBy]) -> usize {
+    let Some((of, nearer)) = kinds.split_first() else { return 0 };
+    if tensor == 0 {
+        return 0;
+    }
+    let mut groups = 0;
+    let mut left: Vec<&GpuCapacity> =
+        gpus.iter().copied().filter(|gpu| of(gpu).is_none()).collect();
+    for (number, mut set) in by_number(gpus, *of) {
+        let beside = |gpu: &&GpuCapacity| {
+            let others = gpus.iter().filter(|other| of(other) != Some(number));
+            let mates = |next: &JoinedBy| {
+                let is_mate =
+                    |other: &&&GpuCapacity| next(gpu).is_some() && next(other) == next(gpu);
+                others.clone().filter(is_mate).count()
+            };
+            nearer.iter().map(mates).collect::<Vec<usize>>()
+        };
+        set.sort_by_key(beside);
+        groups += set.len() / tensor;
+        left.extend(set.split_off(set.len() - set.len() % tensor));
+    }
+    groups + groups_of(tensor, &left, nearer)
 }
 
 /// Why it cannot be placed, and the smallest change that would help.

@@ -792,6 +792,53 @@ fn stages_may_lie_on_islands_of_their_own() {
     assert!(refusal.reasons.iter().any(|r| r == why), "{refusal:?}");
 }
 
+/// A pair in an island and a pair behind a switch are two groups behind a switch or nearer.
+#[test]
+fn groups_may_be_joined_each_in_its_own_way() {
+    let mut mixed = box_of("mixed", 4, 1);
+    for gpu in &mut mixed.gpus {
+        let of_island = gpu.index < 2;
+        gpu.island = of_island.then_some(0);
+        gpu.pcie_switch = (!of_island).then_some(0);
+    }
+    let mut d = demand(1, vec![shaped(2, 2, 1, 40)]);
+    d.placement.link = Link::PcieSwitch;
+    // Where the other host is nearer, that it fits here as well is not denied.
+    let fits_as_well = |mixed: &HostCapacity, d: &Demand| {
+        let hosts = vec![mixed.clone(), box_of("whole", 4, 4)];
+        let placed = place(&world(hosts), d).unwrap();
+        assert_eq!(placed.replicas[0].host.as_str(), "whole");
+        let told = placed.reasons.iter().find(|r| r.starts_with("mixed: ")).unwrap();
+        assert!(!told.contains("groups of"), "{told}");
+    };
+    fits_as_well(&mixed, &d);
+    assert_eq!(place(&world(vec![mixed.clone()]), &d).unwrap().replicas.len(), 1);
+    // Two replicas: there is room for one, and no more is said of it than that.
+    d.replicas = 2;
+    let refusal = place(&world(vec![mixed.clone()]), &d).unwrap_err();
+    assert_eq!(refusal.reasons, ["mixed: room for 1 replica and no more"]);
+    // By NVLink there is one group.
+    d.replicas = 1;
+    d.placement.link = Link::Nvlink;
+    let refusal = place(&world(vec![mixed.clone()]), &d).unwrap_err();
+    let why = "mixed: its free GPUs make 1 groups of 2 that are joined by NVLink, 2 needed";
+    assert_eq!(refusal.reasons, [why]);
+    // Of an island of three the one is left that has another beside it on its switch.
+    for gpu in &mut mixed.gpus {
+        gpu.island = (gpu.index < 3).then_some(0);
+        gpu.pcie_switch = Some(u32::from(gpu.index == 0 || gpu.index == 3));
+    }
+    d.placement.link = Link::PcieSwitch;
+    fits_as_well(&mixed, &d);
+    // Neither is there a group more than there are GPUs.
+    d.shapes = vec![shaped(2, 3, 1, 40)];
+    mixed.gpus.push(GpuCapacity { numa: Some(1), ..gpu("mixed", 4, 80, 79) });
+    mixed.gpus.push(GpuCapacity { numa: Some(0), ..gpu("mixed", 5, 80, 79) });
+    let refusal = place(&world(vec![mixed]), &d).unwrap_err();
+    let why = "mixed: its free GPUs make 2 groups of 2 that are on one PCIe switch, 3 needed";
+    assert_eq!(refusal.reasons, [why]);
+}
+
 /// Four GPUs are not told apart by their number: what runs as TP4 is no TP2 with two stages.
 #[test]
 fn a_running_replica_keeps_the_shape_that_it_has() {
