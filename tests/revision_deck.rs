@@ -131,6 +131,7 @@ fn a_note_holds_the_outcome_and_what_engines_logged_of_their_memory() {
         pipeline: 1,
         data: 1,
         expert: 1,
+        shape: None,
         context: 4_096,
         requests: None,
         batch: None,

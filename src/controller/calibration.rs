@@ -34,8 +34,8 @@ const MOST: usize = 64;
 /// Most questions that are remembered as asked.
 const MOST_ASKED: usize = 10_000;
 
-/// What is not asked twice: a service's release on one kind of device, and whether it ran.
-type Asked = (ServiceName, ReleaseNumber, String, bool);
+/// What is not asked twice: a service's release in one shape on one kind of device, and whether it ran.
+type Asked = (ServiceName, ReleaseNumber, ParallelShape, String, bool);
 
 /// Reads logs in tasks of its own, which end with it.
 #[derive(Debug)]
@@ -79,7 +79,8 @@ impl Core {
             return;
         }
         let Some(question) = self.question(before, replica) else { return };
-        let asked = (before.service.clone(), replica.release, question.place.device.clone(), ran);
+        let device = question.place.device.clone();
+        let asked = (before.service.clone(), replica.release, question.shape, device, ran);
         if self.memory.asked.len() >= MOST_ASKED {
             self.memory.asked.clear();
         }
@@ -267,7 +268,7 @@ impl Core {
         on
     }
 
-    /// For a plan: what was measured of this model, the newest of each engine and kind of device.
+    /// For a plan: what was measured of this model, the newest of each engine, kind of device and shape.
     pub(super) fn memory_lines(&self, facts: &ModelFacts) -> Vec<String> {
         let mut shown = BTreeSet::new();
         let all: Vec<_> = self.files.memory.iter().collect();
@@ -275,7 +276,7 @@ impl Core {
             list.iter().rev().map(move |m| (service, m.release, &m.seen))
         });
         of.filter(|(_, _, seen)| seen.is_of(facts))
-            .filter(|(_, _, seen)| shown.insert((seen.place.clone(), seen.tensor, seen.refused)))
+            .filter(|(_, _, seen)| shown.insert(seen.subject()))
             .take(4)
             .map(|(service, release, seen)| {
                 format!("measured by {service} {release}: {}", seen.text())
@@ -327,7 +328,8 @@ async fn look(means: &Means, question: &Question, ran: bool) -> Option<Observati
         },
         ..setup
     };
-    Observation::new(&facts, &setup, question.place.clone(), &loaded)
+    let seen = Observation::new(&facts, &setup, question.place.clone(), &loaded)?;
+    Some(seen.of_shape(question.shape))
 }
 
 /// The beginning of a rank's log: an engine says what it took before it serves.

@@ -8,6 +8,7 @@ use super::estimate::{Budget, Pool, Setup, predict};
 use super::facts::ModelFacts;
 use super::tensors::mul_div;
 use crate::base::Bytes;
+use crate::spec::ParallelShape;
 
 /// Memory of one device of one engine, as it logged it. What it did not say is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +114,10 @@ pub struct Observation {
     /// Ranks that whole experts are divided over.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub expert: u64,
+    /// How all of the replica was divided; none: by a version that did not write it down, when there were no copies with
+    /// GPUs of their own. (What is counted above is how the engine divides one copy, where copies have nothing in common.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<ParallelShape>,
     /// Longest sequence.
     pub context: u64,
     /// Requests at a time, where they were asked for.
@@ -209,6 +214,7 @@ impl Observation {
             pipeline: setup.pipeline,
             data: setup.data,
             expert: setup.expert,
+            shape: None,
             context: prediction.context,
             requests: setup.requests,
             batch: setup.batch,
@@ -223,6 +229,20 @@ impl Observation {
             besides,
             refused: loaded.refused,
         })
+    }
+
+    /// The same of a replica of this shape.
+    #[must_use]
+    pub fn of_shape(self, shape: ParallelShape) -> Self {
+        Self { shape: Some(shape), ..self }
+    }
+
+    /// What tells it from measurements of the same model that are of something else.
+    pub fn subject(&self) -> (&Where, [u64; 4], Option<ParallelShape>, bool) {
+        let degrees = [self.tensor, self.pipeline, self.data, self.expert];
+        // What says no more than the degrees is told by older versions, too.
+        let shape = self.shape.filter(|shape| shape.groups() > 1);
+        (&self.place, degrees, shape, self.refused)
     }
 
     /// Whether it is of this model.
@@ -252,10 +272,13 @@ impl Observation {
         .into_iter()
         .flatten()
         .collect();
-        let devices = self.tensor.saturating_mul(self.pipeline);
+        let counted = || self.tensor.saturating_mul(self.pipeline);
+        let devices = self.shape.map_or_else(counted, |shape| shape.devices());
+        let shape = self.shape.filter(|shape| shape.groups() > 1);
+        let divided = shape.map(|shape| format!(" as {shape}")).unwrap_or_default();
         let refused = if self.refused { ", refused to start for want of memory" } else { "" };
         format!(
-            "{} on {devices}×{}{refused}: {}",
+            "{}{divided} on {devices}×{}{refused}: {}",
             self.place.engine,
             self.place.device,
             if parts.is_empty() { "no figures".to_owned() } else { parts.join(", ") }

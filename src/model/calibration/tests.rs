@@ -8,6 +8,7 @@ use crate::model::facts::ModelFacts;
 use crate::model::observation::{Loaded, Where};
 use crate::model::predict;
 use crate::model::{ModelFormat, hf_config, tensors};
+use crate::spec::ParallelShape;
 
 const LLAMA: &str = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","torch_dtype":"bfloat16",
     "hidden_size":4096,"num_hidden_layers":32,"num_attention_heads":32,"num_key_value_heads":8,
@@ -86,6 +87,45 @@ fn the_next_prediction_is_what_was_measured_with_a_narrower_bar() {
     let text = seen.text();
     assert!(text.starts_with("vllm on 1×NVIDIA H100 80GB HBM3: weights 15"), "{text}");
     assert!(text.contains("KV cache 408768 tokens (foreseen 4087"), "{text}");
+}
+
+/// Two GPUs, stages, copies: none of them hides another, and each is told with the GPUs that it has.
+#[test]
+fn measurements_tell_their_shape() {
+    let two = ParallelShape::of_tensor(2);
+    let staged = ParallelShape { pipeline: two.tensor, ..two };
+    let copied = ParallelShape { data: two.tensor, ..two };
+    let of = |shape: ParallelShape| {
+        let setup = Setup {
+            tensor: shape.tensor.get().into(),
+            pipeline: shape.pipeline.get().into(),
+            data: shape.data.get().into(),
+            ..vllm()
+        };
+        observed(&setup, &logged()).of_shape(shape)
+    };
+    let all = [of(two), of(staged), of(copied)];
+    let subjects: std::collections::BTreeSet<_> = all.iter().map(Observation::subject).collect();
+    assert_eq!(subjects.len(), 3);
+    for (seen, begins) in all.iter().zip([
+        "vllm on 2×NVIDIA H100 80GB HBM3: ",
+        "vllm as tp2 pp2 on 4×NVIDIA H100 80GB HBM3: ",
+        "vllm as tp2 dp2 on 4×NVIDIA H100 80GB HBM3: ",
+    ]) {
+        assert!(seen.text().starts_with(begins), "{}", seen.text());
+        let text = serde_json::to_string(seen).unwrap();
+        assert_eq!(serde_json::from_str::<Observation>(&text).unwrap(), *seen);
+    }
+    // `SGLang`'s copies have nothing in common: what is counted is one of them, what is told are all.
+    let copies = observed(&Setup { tensor: 2, ..vllm() }, &logged()).of_shape(copied);
+    assert!(copies.text().starts_with("vllm as tp2 dp2 on 4×"), "{}", copies.text());
+    assert_ne!(copies.subject(), all[0].subject());
+    // What an earlier version has written is read, and is of the same.
+    let mut old = serde_json::to_value(&all[0]).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("shape").is_some());
+    let old: Observation = serde_json::from_value(old).unwrap();
+    assert_eq!((old.shape, old.subject()), (None, all[0].subject()));
+    assert_eq!(old.text(), all[0].text());
 }
 
 #[test]
