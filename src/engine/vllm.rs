@@ -1,8 +1,10 @@
 //! vLLM (`vllm serve`) on one host: tensor, pipeline and data parallelism.
 //!
-//! With `--data-parallel-size` one process serves the API and spreads requests over an engine for each copy. On one host
-//! these talk over files (`v1/engine/utils.py`, `launch_core_engines`), so replicas beside each other share no port; each
-//! copy has the next GPUs of those that are visible, a cache of its own, and metrics with its number as `engine`.
+//! With `--data-parallel-size` requests to the one port are spread over an engine for each copy, by one process or (newer
+//! versions, `--api-server-count`) by several that listen there together. On one host these talk over files
+//! (`v1/engine/utils.py`, `launch_core_engines`); what the copies need besides for each other (the master's port for
+//! `torch.distributed`) vLLM takes by itself of those that are free, so replicas beside each other are given none. Each copy
+//! has the next GPUs of those that are visible, a cache of its own, and metrics with its number as `engine`.
 //!
 //! Limits are those of `vllm/config/model.py` (`verify_with_parallel_config`) and
 //! `vllm/model_executor/models/llama.py`.
