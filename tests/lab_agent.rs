@@ -419,7 +419,7 @@ fn a_port_that_a_firewall_rejects_is_told_from_one_on_which_nothing_listens() {
     assert_eq!(self::said(&lab, "h2", listens), "0");
 
     // Where nobody can listen it is not known, and said so.
-    let stand_still = "kill -STOP $(pgrep -f 'gpudeck.* agent --state-dir')";
+    let stand_still = "kill -STOP $(pgrep -f '[g]pudeck.* agent --state-dir')";
     lab.lab(&["exec", "h2", "--", "/bin/sh", "-c", stand_still]);
     let said = person.run(["doctor", "h1"], LONG).expect_success().stdout;
     let of = said.lines().find(|l| l.contains("to h2 ")).unwrap();

@@ -145,7 +145,9 @@ async fn listen_in_turn(
         if begun.elapsed() >= LISTENING {
             return;
         }
-        let listening = join_all(some.iter().map(|(other, _)| listens(means, other))).await;
+        let refused_by: Vec<&Other> = some.iter().map(|(other, _)| *other).collect();
+        let asked = refused_by.iter().map(|other| listens(means, other, LISTENS_MS));
+        let listening = join_all(asked).await;
         let some = some.iter_mut().zip(listening);
         let mut some: Vec<(&mut Reached, String)> =
             some.filter_map(|((_, reached), to)| Some((&mut **reached, to?))).collect();
@@ -154,7 +156,10 @@ async fn listen_in_turn(
         }
         let reach = some.iter().map(|(_, to)| to.clone()).collect();
         let request = Request::CheckUp { reach, disk_bytes: None, programs: Vec::new() };
-        let Ok(again) = check_up(link, request).await else { return };
+        let again = check_up(link, request).await;
+        let done = refused_by.iter().map(|other| listens(means, other, 0));
+        join_all(done).await;
+        let Ok(again) = again else { return };
         for ((before, to), now) in some.iter_mut().zip(again.reached) {
             learn(before, to, now);
         }
@@ -162,10 +167,10 @@ async fn listen_in_turn(
 }
 
 /// Where the host listens now, if it does.
-async fn listens(means: &Means, other: &Other) -> Option<String> {
+async fn listens(means: &Means, other: &Other, for_ms: u64) -> Option<String> {
     let port = other.spare?;
     let link = actions::link(means, &other.name).ok()?;
-    let request = Request::Listen { port, for_ms: LISTENS_MS };
+    let request = Request::Listen { port, for_ms };
     let asked = tokio::time::timeout(BEGINS_WITHIN, link.request(request)).await;
     matches!(asked, Ok(Ok(Reply::Done))).then(|| at(&other.address, port))
 }

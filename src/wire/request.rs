@@ -90,7 +90,7 @@ pub enum Request {
     Listen {
         /// The port; free now.
         port: u16,
-        /// For how long at most, in milliseconds (at most 10,000).
+        /// For how long at most, in milliseconds (at most 10,000); 0: no more.
         for_ms: u64,
     },
     /// Become (or stay) the one controller that may act for this deck on this host.
