@@ -23,10 +23,14 @@ use crate::wire::{ClaimInfo, MAX_HOLDER, RankStatus, Refusal, is_same_holder};
 /// Longest lease that is granted: twice what controllers ask for.
 const MAX_LEASE: Duration = Duration::from_mins(1);
 
-/// Until when a lease runs, as it is told. One that would end later than any that is granted was written by a clock that
-/// was set back since; its holder would have renewed it by the new one, within seconds.
+/// A lease that would end later than this was written by a clock that was set back since. Well beyond the longest: who waited for
+/// a lock looks at what was written meanwhile with the time of before.
+const TOO_LATE: Duration = Duration::from_mins(2);
+
+/// Until when a lease runs, as it is told. What was written by a clock that was set back since has ended: its holder would
+/// have renewed it by the new one, within seconds.
 pub(super) fn end_of(until: Timestamp, now: Timestamp) -> Timestamp {
-    if until.since(now) > MAX_LEASE { now } else { until }
+    if until.since(now) > TOO_LATE { now } else { until }
 }
 
 /// What `claim.json` holds.
@@ -303,7 +307,7 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_back_lengthens_no_lease() {
         let taken = |until| decide(Some(&held(until)), &ask(None, "b", false), NOW).is_ok();
-        let longest = NOW.plus(MAX_LEASE);
+        let longest = NOW.plus(TOO_LATE);
         assert!(!taken(longest.0));
         assert!(taken(longest.0 + 1));
         let told = |until| held(until).info(NOW).until;

@@ -230,7 +230,7 @@ mod tests {
             ("[]", "is empty"),
             ("[4]", "a table such as"),
             ("[[4]]", "a table such as"),
-            ("[{ tensor = 0 }]", "nonzero"),
+            ("[{ tensor = 0 }]", "0 is too few"),
             ("[{ tensr = 2 }]", "`tensr`"),
             ("{ tensr = 2 }", "`tensr`"),
             ("[{ tensor = 2 }, { tensor = 2, data = 1 }]", "tp2 is listed twice"),
