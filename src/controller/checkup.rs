@@ -104,8 +104,7 @@ pub(super) async fn look(means: &Means, request: CheckupRequest) -> Result<Check
 }
 
 /// What is said of an address that is every host's own.
-const OWN: &str =
-    "there each host reaches itself: set `engine_address` of the other one in deck.toml";
+const OWN: &str = "there each host reaches itself: the address is every host's own";
 
 fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -87,8 +87,7 @@ fn ports(checkup: &Checkup) -> Vec<Check> {
 
 /// The port of another host.
 fn port(reached: &Reached) -> Check {
-    const OPEN: &str =
-        "ranks of one replica and the gateway connect there: open the host's engine ports";
+    const OPEN: &str = "ranks of one replica and the gateway connect there: open the host's engine ports, or set its `engine_address`";
     let to = &reached.address;
     match reached {
         Reached { took_us: Some(_), listened: true, .. } => {
