@@ -85,8 +85,8 @@ pub struct Reuse {
 pub struct Placement {
     /// The replicas, in order.
     pub replicas: Vec<PlacedReplica>,
-    /// One line a decision, one for each host that was passed over, and one for each shape that the
-    /// engine refuses.
+    /// One line a decision, one for each host that was passed over, and one for each shape that was
+    /// not taken.
     pub reasons: Vec<String>,
 }
 
@@ -115,7 +115,7 @@ pub struct Refusal {
     pub message: String,
     /// How many replicas would fit.
     pub fitting: u32,
-    /// Why each host was passed over.
+    /// Why each host was passed over, and each shape but the one that came nearest.
     pub reasons: Vec<String>,
     /// The smallest change that would help.
     pub change: Option<String>,

@@ -372,20 +372,60 @@ fn unmet_everywhere(hosts: &[&&HostCapacity], demand: &Demand) -> Option<(String
     Some((message, change))
 }
 
+/// How many GPUs of a host could be given to one replica at once, as many as it wants at most.
+fn free_enough(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> usize {
+    let wanted = need.devices();
+    let occupied = occupants(host, demand);
+    let is_free = |g: &&GpuCapacity| {
+        let ours = occupied.contains_key(&g.device());
+        g.refuses_new().is_none()
+            && (g.reserved_by.is_none() || ours)
+            && unmet(host, Some(g), demand).is_none()
+            && available(g, ours) >= needed_on(g, demand, need)
+    };
+    host.usable_by(wanted).filter(is_free).count().min(wanted)
+}
+
+/// A line for a shape that not all replicas could have: how many could, or what the host lacks that comes nearest to one.
+pub(super) fn shape_without_place(
+    hosts: &[&HostCapacity],
+    demand: &Demand,
+    need: ShapeNeed,
+    placed: usize,
+) -> String {
+    let not = not_as(&need.shape);
+    if placed > 0 {
+        return format!("{not}: room for {placed} of {} replicas", demand.replicas);
+    }
+    let near = |h: &HostCapacity| {
+        let largest = h.gpus.iter().map(|g| g.total).max();
+        let may = excluded(h, demand).is_none();
+        (may, free_enough(h, demand, need), h.usable_by(need.devices()).count(), largest)
+    };
+    // The first of those that are equal.
+    match hosts.iter().rev().max_by_key(|h| near(h)) {
+        None => format!("{not}: there is no host"),
+        Some(host) => {
+            let why = reason(host, demand, need).unwrap_or_else(|| "no place was found".to_owned());
+            let nearest = if hosts.len() > 1 { "nearest is " } else { "" };
+            format!("{not}: {nearest}{}: {why}", host.name)
+        }
+    }
+}
+
+/// How a line begins that says why a shape is not taken.
+pub fn not_as(shape: &ParallelShape) -> String {
+    match (shape.groups(), shape.tensor.get()) {
+        (1, 1) => "not on 1 GPU each".to_owned(),
+        (1, tensor) => format!("not on {tensor} GPUs each"),
+        _ => format!("not as {shape}"),
+    }
+}
+
 /// Where nothing else helps: the host on which the most GPUs are free enough.
 fn free_some(hosts: &[&&HostCapacity], demand: &Demand, need: ShapeNeed) -> String {
     let wanted = need.devices();
-    let free = |host: &HostCapacity| {
-        let occupied = occupants(host, demand);
-        let is_free = |g: &&GpuCapacity| {
-            let ours = occupied.contains_key(&g.device());
-            g.refuses_new().is_none()
-                && (g.reserved_by.is_none() || ours)
-                && unmet(host, Some(g), demand).is_none()
-                && available(g, ours) >= needed_on(g, demand, need)
-        };
-        host.usable_by(wanted).filter(is_free).count().min(wanted)
-    };
+    let free = |host: &HostCapacity| free_enough(host, demand, need);
     // The first of those that are equal.
     let best = hosts.iter().rev().max_by_key(|h| free(h));
     let Some((host, n)) = best.map(|h| (h, free(h))) else {

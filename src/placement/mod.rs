@@ -15,6 +15,7 @@ pub mod what_if;
 pub mod world;
 
 pub use demand::{Demand, PlacedReplica, Placement, Refusal, Reuse, ShapeNeed};
+pub use explain::not_as;
 pub use service::{Budget, place, sorted};
 pub use world::{GpuCapacity, HostCapacity, Instance, World};
 

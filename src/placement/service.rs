@@ -24,7 +24,7 @@ pub struct Budget<'a> {
 /// Attempts that are enough to know how many replicas of one service fit.
 const COUNTING_STEPS: u64 = 64;
 
-/// Finds a place for every replica, or says why there is none. Either says which shapes were left out.
+/// Finds a place for every replica, or says why there is none. Either says which shapes were not taken, and why.
 pub fn place(
     world: &World,
     demand: &Demand,
@@ -50,16 +50,20 @@ fn place_shapes(
 ) -> Result<Placement, Refusal> {
     let hosts = sorted(world);
     let mut best: Option<((usize, bool), ShapeNeed, Vec<PlacedReplica>)> = None;
+    let mut without_place: Vec<(ShapeNeed, String)> = Vec::new();
     for (tried, need) in demand.shapes.iter().enumerate() {
         let left = demand.shapes.len() - tried;
         let from = (budget.used)();
         let share = (1.0 - from).max(0.0) / left as f64;
         let used = &mut *budget.used;
         let mut used = || (used() - from) / share.max(1e-9);
-        let found = attempt(&hosts, demand, *need, &mut used, budget.steps);
+        let mut found = attempt(&hosts, demand, *need, &mut used, budget.steps);
         if found.replicas.len() as u64 == u64::from(demand.replicas) {
+            found.reasons.extend(without_place.into_iter().map(|(_, why)| why));
             return Ok(found);
         }
+        let why = explain::shape_without_place(&hosts, demand, *need, found.replicas.len());
+        without_place.push((*need, why));
         // For the refusal: the shape that came furthest, or could at least on empty GPUs.
         let score = (found.replicas.len(), possible_when_empty(&hosts, demand, *need));
         if best.as_ref().is_none_or(|(highest, ..)| *highest < score) {
@@ -67,7 +71,11 @@ fn place_shapes(
         }
     }
     let best = best.map(|(_, need, placed)| (need, placed));
-    Err(explain::refusal(&hosts, demand, best))
+    // The refusal tells host by host of the best one.
+    without_place.retain(|(need, _)| best.as_ref().is_none_or(|(told, _)| told != need));
+    let mut refusal = explain::refusal(&hosts, demand, best);
+    refusal.reasons.extend(without_place.into_iter().map(|(_, why)| why));
+    Err(refusal)
 }
 
 /// How many replicas of this shape fit.

@@ -173,7 +173,41 @@ fn takes_the_first_shape_that_fits() {
     insta::assert_snapshot!(placement.reasons.join("\n"), @r"
     replica 0 on a: GPUs 0, 1 (H80), 79.0 GiB on each, joined by NVLink
     replica 1 on a: GPUs 2, 3 (H80), 79.0 GiB on each, joined by NVLink
+    not on 1 GPU each: a: its GPUs have 80.0 GiB, 150 GiB needed
     ");
+}
+
+#[test]
+fn a_shape_that_is_not_taken_says_why() {
+    let w = world(vec![box_of("a", 2, 2), box_of("b", 4, 4), box_of("c", 1, 1)]);
+    // Two and four would fit, a replica each; eight on no host.
+    let shapes = vec![need(8, 40), need(4, 79), shaped(2, 2, 1, 70), need(2, 79)];
+    let told = |reasons: &[String]| -> Vec<String> {
+        reasons.iter().filter(|r| r.starts_with("not ")).cloned().collect()
+    };
+    let mut d = demand(2, shapes);
+    let placement = place(&w, &d).unwrap();
+    assert_eq!(placement.replicas[0].shape.tensor.get(), 2);
+    assert_eq!(
+        told(&placement.reasons),
+        [
+            "not on 8 GPUs each: nearest is b: it has 4 GPUs, 8 needed",
+            "not on 4 GPUs each: room for 1 of 2 replicas",
+            "not as tp2 pp2: room for 1 of 2 replicas",
+        ]
+    );
+    // The refusal says of the one that came furthest where each host stands, of the others a line.
+    d.replicas = 4;
+    let refusal = place(&w, &d).unwrap_err();
+    assert_eq!(refusal.fitting, 3);
+    assert_eq!(
+        told(&refusal.reasons),
+        [
+            "not on 8 GPUs each: nearest is b: it has 4 GPUs, 8 needed",
+            "not on 4 GPUs each: room for 1 of 4 replicas",
+            "not as tp2 pp2: room for 1 of 4 replicas",
+        ]
+    );
 }
 
 #[test]

@@ -217,6 +217,7 @@ impl HostCapacity {
             Fact::GpuModel => gpu.map(|g| Value::Text(&g.name)),
             Fact::GpuIndex => gpu.map(|g| Value::Number(f64::from(g.index))),
             Fact::GpuNuma => gpu?.numa.map(|n| Value::Number(f64::from(n))),
+            Fact::GpuPcieSwitch => gpu?.pcie_switch.map(|n| Value::Number(f64::from(n))),
             Fact::GpuIsland => gpu?.island.map(|n| Value::Number(f64::from(n))),
             Fact::GpuMig => gpu.map(|g| Value::Bool(g.instance.is_some())),
             Fact::GpuProfile => gpu?.instance.as_ref().map(|i| Value::Text(&i.profile)),

@@ -144,7 +144,20 @@ pub fn parse_service(content: &str, file: &str) -> Result<ServiceSpec, SpecError
 
 type Complaint = (&'static str, String, String);
 
+/// Replicas of one service at most: half of what can be placed at once.
+const MOST_REPLICAS: u32 = 10_000;
+/// What `memory` may say at most, as in a world for the solver.
+const MOST_MEMORY: Bytes = Bytes(1 << 50);
+
 fn check_service(spec: &ServiceSpec) -> Result<(), Complaint> {
+    if spec.replicas.get() > MOST_REPLICAS {
+        let message = format!("{} replicas are more than gpudeck can place", spec.replicas);
+        return Err(("replicas", message, format!("write {MOST_REPLICAS} at most")));
+    }
+    if spec.memory.is_some_and(|memory| memory > MOST_MEMORY) {
+        let message = "`memory` is what a replica needs on each GPU: 1 PiB at most".to_owned();
+        return Err(("memory", message, "write for example memory = \"40GiB\"".to_owned()));
+    }
     let rollout = &spec.rollout;
     let is_zero = |c: super::Count| matches!(c, super::Count::Number(0) | super::Count::Percent(0));
     if is_zero(rollout.max_unavailable) && is_zero(rollout.max_surge) {
@@ -395,9 +408,22 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
             with("\"257\"").unwrap_err().hint().unwrap(),
             "write the unit: memory = \"257GiB\""
         );
-        for good in ["\"1MiB\"", "42949672960", "\"42949672960\"", "\"40 GiB\""] {
+        for good in ["\"1MiB\"", "42949672960", "\"42949672960\"", "\"40 GiB\"", "\"1024TiB\""] {
             with(good).unwrap();
         }
+        let error = with("\"1025TiB\"").unwrap_err();
+        assert_eq!(error.hint().unwrap(), "write for example memory = \"40GiB\"");
+    }
+
+    #[test]
+    fn no_more_replicas_than_can_be_placed() {
+        let with = |n: u32| {
+            let text = GOOD.replace("replicas = 2", &format!("replicas = {n}"));
+            parse_service(&text, "services/chat.toml")
+        };
+        assert!(with(10_000).is_ok());
+        let error = with(10_001).unwrap_err();
+        assert_eq!((error.line, error.hint().unwrap().as_str()), (Some(4), "write 10000 at most"));
     }
 
     #[test]

@@ -88,13 +88,8 @@ pub(in crate::controller) fn demand(
     if let (true, Some((_, why))) = (tried.is_empty(), refused.first()) {
         return Err(invalid(why));
     }
-    let refused_shapes = refused
-        .iter()
-        .map(|(shape, why)| match shape.groups() {
-            1 => format!("not on {} GPUs each: {why}", shape.tensor),
-            _ => format!("not as {shape}: {why}"),
-        })
-        .collect();
+    let refused_shapes =
+        refused.iter().map(|(shape, why)| format!("{}: {why}", placement::not_as(shape))).collect();
     let refused_on = core.without_refused(&*engine, spec, draft.facts.as_ref(), &mut tried, hosts);
     let needs = tried.into_iter().filter_map(|shape| {
         let estimated =

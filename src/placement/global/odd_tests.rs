@@ -48,6 +48,17 @@ fn an_instance_is_in_no_island_for_a_requirement_either() {
 }
 
 #[test]
+fn a_requirement_may_name_a_switch() {
+    let on = |switch: u32| json!({"pcie_switch": switch});
+    let world = json!({"hosts": [{"name": "h", "gpus": [gpu(0, on(0)), gpu(1, on(1)), gpu(2, json!({})), gpu(3, on(1))]}],
+        "services": [{"name": "a", "replicas": 4, "shapes": [{}], "require": "gpu.pcie_switch == 1"}]});
+    let answer = solved(&world);
+    let replicas = answer.services[0].replicas.iter();
+    let gpus: BTreeSet<u32> = replicas.flat_map(|r| r.ranks[0].gpus.clone()).collect();
+    assert_eq!(gpus, BTreeSet::from([1, 3]), "one whose switch is unknown is on none");
+}
+
+#[test]
 fn less_than_it_needs_is_no_headroom_whatever_share_is_asked_for() {
     let world = json!({"headroom_percent": 0,
         "hosts": [{"name": "h", "gpus": [gpu(0, json!({"memory_free": "10GiB"}))]}],

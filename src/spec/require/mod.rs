@@ -43,6 +43,8 @@ pub enum Fact {
     GpuNuma,
     /// `gpu.island`: its `NVLink` island on the host, a number.
     GpuIsland,
+    /// `gpu.pcie_switch`: the PCIe switch that it is on, a number.
+    GpuPcieSwitch,
     /// `gpu.mig`: it is a MIG instance, true or false.
     GpuMig,
     /// `gpu.profile`: the MIG profile, text.
@@ -73,6 +75,7 @@ pub const FACTS: &[(&str, Fact)] = &[
     ("gpu.index", Fact::GpuIndex),
     ("gpu.numa", Fact::GpuNuma),
     ("gpu.island", Fact::GpuIsland),
+    ("gpu.pcie_switch", Fact::GpuPcieSwitch),
     ("gpu.mig", Fact::GpuMig),
     ("gpu.profile", Fact::GpuProfile),
     ("host.name", Fact::HostName),
@@ -129,6 +132,7 @@ impl Fact {
             Self::GpuIndex
             | Self::GpuNuma
             | Self::GpuIsland
+            | Self::GpuPcieSwitch
             | Self::HostCpus
             | Self::HostGpus
             | Self::HostNic => Type::Number,

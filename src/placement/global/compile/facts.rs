@@ -24,6 +24,7 @@ pub(in crate::placement::global) fn fact<'a>(
         Fact::GpuIsland => {
             gpu.island.filter(|_| gpu.mig.is_none()).map(|n| Value::Number(f64::from(n)))
         }
+        Fact::GpuPcieSwitch => gpu.pcie_switch.map(|n| Value::Number(f64::from(n))),
         Fact::GpuMig => Some(Value::Bool(gpu.mig.is_some())),
         Fact::GpuProfile => gpu.mig.as_deref().map(Value::Text),
         Fact::HostName => Some(Value::Text(&host.name)),
