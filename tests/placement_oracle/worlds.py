@@ -10,6 +10,7 @@ REQUIREMENTS = {
     "host.zone == 'a'": lambda host, gpu: host.get("zone") == "a",
     "gpu.model in ['H200', 'B200']": lambda host, gpu: gpu["model"] in ("H200", "B200"),
     "!(host.rack == 'r1') || gpu.numa == 0": lambda host, gpu: host.get("rack") != "r1" or gpu.get("numa") == 0,
+    "gpu.pcie_switch != 1": lambda host, gpu: gpu.get("pcie_switch") != 1,
     "host.gpus > 2 && gpu.free > 30GiB": lambda host, gpu: len(host["gpus"]) > 2 and gpu["_free"] > 30 * GIB,
 }
 

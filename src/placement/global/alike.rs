@@ -47,7 +47,9 @@ impl<'a> Alike<'a> {
         let texts = world.services.iter().map(|s| s.require.as_deref());
         let single = texts.zip(requirements).filter_map(|(text, requirement)| {
             let requirement = requirement.as_ref()?;
-            let looks = [Fact::GpuFree, Fact::GpuIndex].iter().any(|f| requirement.mentions(f));
+            // A switch tells GPUs apart only where it matters for links.
+            let single = [Fact::GpuFree, Fact::GpuIndex, Fact::GpuPcieSwitch];
+            let looks = single.iter().any(|f| requirement.mentions(f));
             (looks && seen.insert(text)).then_some(requirement)
         });
         let single = single.collect();

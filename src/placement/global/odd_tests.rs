@@ -1,6 +1,8 @@
 //! Worlds with odd values: what `docs/placement.md` says of them holds to the letter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::compile::{Problem, compile};
