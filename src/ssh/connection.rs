@@ -192,7 +192,7 @@ fn judge(
     };
     let kinds = KnownKinds {
         keys: known.algorithms(&host, port),
-        has_authority: known.has_authority(&host, port),
+        wants_certificate: known.wants_certificate(&host, port),
     };
     // Strictly, only what stands in a file counts.
     let accepted = match config.strict_host_key_checking {
@@ -266,17 +266,22 @@ async fn go_in(
     let work = async {
         let handshake = Box::pin(client::connect_stream(Arc::new(config), stream, handler));
         let mut handle = match turn.within(limits.handshake, handshake).await {
-            None => return Err(timed_out(endpoint, Phase::Handshake, limits.handshake).into()),
+            // What speaks, and not SSH, is not silent.
+            None => {
+                let late = || timed_out(endpoint, Phase::Handshake, limits.handshake);
+                return Err(not_ssh(endpoint, &heard.first()).unwrap_or_else(late).into());
+            }
             Some(Ok(handle)) => handle,
             Some(Err(error)) => {
                 let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(stop) = refused_key(endpoint, shown) {
                     return Err(stop);
                 }
-                if let Some(why) = kept.said().await {
+                let first = heard.first();
+                if let Some(why) = kept.said(first.is_empty()).await {
                     return Err(SshError::ProxyCommand { why }.into());
                 }
-                return Err(handshake_error(endpoint, &error, heard.first()).into());
+                return Err(handshake_error(endpoint, &error, &first).into());
             }
         };
         on_phase(Phase::Auth);
@@ -367,14 +372,28 @@ fn refused_key(endpoint: &Endpoint, shown: Option<(PublicKey, Verdict)>) -> Opti
 /// What sshd says instead of a greeting when it is too busy for us: it is one all the same.
 const BUSY: [&str; 2] = ["Exceeded MaxStartups", "Not allowed at this time"];
 
-/// The first line of an answer that is not SSH's; a server may say other things before its greeting.
+/// How a server of SSH 2 greets (RFC 4253, 4.2 and 5.1).
+const GREETINGS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
+
+/// The line by which an answer is not of SSH 2, that of another version before the first one; a server may say other
+/// things before its greeting.
 fn other_greeting(first: &[u8]) -> Option<String> {
-    if first.starts_with(b"SSH-") || first.windows(5).any(|bytes| bytes == b"\nSSH-") {
+    let lines = || first.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|l| !l.is_empty());
+    // The last line may not be whole yet.
+    let is_ours =
+        |line: &[u8]| GREETINGS.iter().any(|g| line.starts_with(g) || g.starts_with(line));
+    if lines().any(is_ours) {
         return None;
     }
-    let mut lines = first.split(|byte| matches!(byte, b'\r' | b'\n'));
-    let line = lines.find(|line| !line.is_empty())?;
+    let line = lines().find(|line| line.starts_with(b"SSH-")).or_else(|| lines().next())?;
     Some(text::clean(&String::from_utf8_lossy(line), 120))
+}
+
+/// That a server has said something, and not that it speaks SSH 2.
+fn not_ssh(endpoint: &Endpoint, first: &[u8]) -> Option<SshError> {
+    let said = other_greeting(first)?;
+    let why = format!("it answers `{said}`");
+    Some(SshError::Protocol { address: endpoint.address(), why })
 }
 
 /// `first` is what the server said first.
@@ -386,12 +405,13 @@ fn handshake_error(endpoint: &Endpoint, error: &russh::Error, first: &[u8]) -> S
             theirs: text::clean(&theirs.join(","), 200),
         };
     }
-    if let Some(said) = other_greeting(first) {
-        if BUSY.iter().any(|words| said.starts_with(words)) {
-            return SshError::Closed { why: format!("the server said: {said}") };
-        }
-        let why = format!("it answers `{said}`");
-        return SshError::Protocol { address: endpoint.address(), why };
+    if let Some(said) = other_greeting(first)
+        && BUSY.iter().any(|words| said.starts_with(words))
+    {
+        return SshError::Closed { why: format!("the server said: {said}") };
+    }
+    if let Some(other) = not_ssh(endpoint, first) {
+        return other;
     }
     match error {
         russh::Error::IO(_) | russh::Error::Disconnect | russh::Error::HUP => {
@@ -429,6 +449,10 @@ mod tests {
             ("HTTP/1.1 400 Bad\r\nServer: x\r\n", Some("HTTP/1.1 400 Bad")),
             ("\r\n220 mail ESMTP\r\n", Some("220 mail ESMTP")),
             ("Exceeded MaxStartups\r\n", Some("Exceeded MaxStartups")),
+            ("SSH-1.99-Cisco\r\n", None),
+            ("hello\r\nSSH-2", None),
+            ("SSH-1.5-old\r\n", Some("SSH-1.5-old")),
+            ("hello\r\nSSH-3.0-new\r\n", Some("SSH-3.0-new")),
         ] {
             assert_eq!(other_greeting(first.as_bytes()).as_deref(), said, "{first}");
         }

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,23 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 pub(super) struct Heard {
     since: Instant,
     last_ms: AtomicU64,
-    /// What came first, in one piece.
-    first: OnceLock<Vec<u8>>,
+    /// What came first.
+    first: Mutex<Vec<u8>>,
+    /// More is not kept of it.
+    is_known: AtomicBool,
 }
+
+/// So much of what comes first is kept: a greeting, and what may stand before it.
+const FIRST: usize = 1024;
 
 impl Heard {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { since: Instant::now(), last_ms: AtomicU64::new(0), first: OnceLock::new() })
+        Arc::new(Self {
+            since: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            first: Mutex::default(),
+            is_known: AtomicBool::new(false),
+        })
     }
 
     /// Something was.
@@ -33,9 +43,23 @@ impl Heard {
         self.last_ms.store(ms, Ordering::Relaxed);
     }
 
+    /// So it was, and this.
+    fn piece(&self, bytes: &[u8]) {
+        self.now();
+        if self.is_known.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = FIRST.saturating_sub(first.len());
+        first.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        if first.len() >= FIRST {
+            self.is_known.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// What the other end said first: it tells what it is.
-    pub(super) fn first(&self) -> &[u8] {
-        self.first.get().map_or(&[], Vec::as_slice)
+    pub(super) fn first(&self) -> Vec<u8> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How long nothing was heard.
@@ -106,8 +130,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
                 return Poll::Ready(Ok(()));
             }
             self.ahead = read.filled().to_vec();
-            let _ = self.heard.first.set(self.ahead.clone());
-            self.heard.now();
+            self.heard.piece(&self.ahead);
         }
         if let Some(turn) = &mut self.turn {
             ready!(turn.as_mut().poll(cx));
@@ -132,15 +155,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
             if !later.is_empty() {
                 self.ahead = later.to_vec();
             }
-            if n > 0 {
-                self.heard.now();
+            if !read.filled().is_empty() {
+                self.heard.piece(read.filled());
             }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.heard.now();
+        if let Some(piece) = buf.filled().get(before..).filter(|piece| !piece.is_empty()) {
+            self.heard.piece(piece);
         }
         Poll::Ready(Ok(()))
     }

@@ -14,6 +14,8 @@ use crate::base::text;
 
 /// Most places to jump over: each handshake lies within the one of the place before it, on one stack.
 const MAX_JUMPS: usize = 32;
+/// Longest name of a place to jump over, in bytes (`NI_MAXHOST`).
+const MAX_JUMP_NAME: usize = 1025;
 
 /// A host as a person named it; what is left out comes from the SSH configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -227,6 +229,11 @@ impl Endpoint {
     /// The place to go over, as an endpoint of its own; none when the way is direct or a command.
     fn jump(&self, options: &ConnectOptions) -> Result<Option<Self>, SshError> {
         let Route::Jump { last, before } = &self.config.route else { return Ok(None) };
+        // `ProxyJump %h%n` doubles it at every place: that is over before it takes memory.
+        if last.host.len() > MAX_JUMP_NAME {
+            let name = last.host.chars().take(40).collect();
+            return Err(SshError::JumpName { name, length: last.host.len() });
+        }
         let given = Given {
             name: last.host.clone(),
             user: last.user.clone(),
@@ -399,6 +406,17 @@ mod tests {
         assert_eq!(way(MAX_JUMPS).unwrap().len(), 1 + MAX_JUMPS);
         let error = way(MAX_JUMPS + 1).err().unwrap();
         assert!(matches!(error, SshError::TooManyJumps { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_doubles_from_place_to_place_takes_no_memory() {
+        let mut options = ConnectOptions::from_env(None);
+        options.config = ConfigFiles::Text("ProxyJump %h%n\n".into());
+        let target = Target { name: "grow".to_owned(), ..Target::default() };
+        let endpoint = Endpoint::resolve(&target, &options).unwrap();
+        let error = endpoint.chain(&options).err().unwrap();
+        assert_eq!(error.cause(), crate::base::DownCause::Configuration);
+        assert!(error.to_string().contains("a name of 2048 bytes: growgrow"), "{error}");
     }
 
     #[test]

@@ -79,13 +79,13 @@ pub enum SshError {
         line: usize,
     },
     /// The key is marked `@revoked`.
-    #[error("the host key of {host} is revoked ({}:{line})", file.display())]
+    #[error("the host key of {host} is revoked ({}{})", file.display(), at_line(*line))]
     HostKeyRevoked {
         /// As `known_hosts` names it.
         host: String,
         /// Where it is revoked.
         file: PathBuf,
-        /// Line in it, from 1.
+        /// Line in it, from 1; 0: the file as a whole lists keys.
         line: usize,
     },
     /// A person said that this is not the host's key.
@@ -165,6 +165,14 @@ pub enum SshError {
         /// So many are gone over.
         most: usize,
     },
+    /// A name that no host has, such as one that grows from place to place.
+    #[error("ProxyJump leads to a name of {length} bytes: {}…", text::clean(name, 40))]
+    JumpName {
+        /// How it begins.
+        name: String,
+        /// All of it.
+        length: usize,
+    },
     /// Something about the place that is jumped over.
     #[error("jump host {via}: {error}")]
     Jump {
@@ -239,6 +247,7 @@ impl SshError {
             | Self::NothingInCommon { .. }
             | Self::JumpLoop { .. }
             | Self::TooManyJumps { .. }
+            | Self::JumpName { .. }
             | Self::File { .. } => DownCause::Configuration,
             Self::Jump { error, .. } => error.cause(),
             Self::ChannelRefused { .. } => DownCause::ChannelRefused,
@@ -271,6 +280,7 @@ impl SshError {
                 | Self::NothingInCommon { .. }
                 | Self::JumpLoop { .. }
                 | Self::TooManyJumps { .. }
+                | Self::JumpName { .. }
                 | Self::File { .. }
         ) || matches!(self, Self::Jump { error, .. } if error.needs_a_person())
     }
@@ -348,7 +358,7 @@ impl Hint for SshError {
                  sshd_config; we have {}",
                 supported(keyword)
             ),
-            Self::JumpLoop { .. } | Self::TooManyJumps { .. } => {
+            Self::JumpLoop { .. } | Self::TooManyJumps { .. } | Self::JumpName { .. } => {
                 "correct ProxyJump in the SSH configuration".to_owned()
             }
             Self::Jump { error, .. } => return error.hint(),
@@ -369,6 +379,11 @@ impl Hint for SshError {
             }
         })
     }
+}
+
+/// Where in a file: nothing of line 0.
+fn at_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(":{line}") }
 }
 
 /// `[host]:port` or `host` as a name and a port.
@@ -419,6 +434,7 @@ mod tests {
             SshError::NothingInCommon { address: text(), keyword: "Ciphers", theirs: text() },
             SshError::JumpLoop { names: text() },
             SshError::TooManyJumps { most: 1 },
+            SshError::JumpName { name: text(), length: 1026 },
             SshError::Jump { via: text(), error: Box::new(refused.clone()) },
             SshError::JumpRefused { to: text(), why: JumpRefusal::Forbidden },
             SshError::JumpRefused { to: text(), why: JumpRefusal::CannotConnect },

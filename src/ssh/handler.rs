@@ -34,7 +34,11 @@ impl Judge {
         let key = shown.public_key();
         let revoked = |data: &KeyData| self.revoked.contains(data);
         let authority = shown.certificate().map(russh::keys::Certificate::signature_key);
-        if revoked(key.key_data()) || authority.is_some_and(revoked) {
+        let whole = shown.certificate().map(|c| KeyData::Certificate(Box::new(c.clone())));
+        if revoked(key.key_data())
+            || authority.is_some_and(revoked)
+            || whole.as_ref().is_some_and(revoked)
+        {
             return (key, Verdict::Revoked { file: self.revoked_file.clone(), line: 0 });
         }
         if self.trusted {

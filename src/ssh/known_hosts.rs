@@ -205,8 +205,11 @@ impl KnownHosts {
     ) -> Verdict {
         let key = PublicKey::new(certificate.public_key().clone(), "");
         let authority = certificate.signature_key();
-        // A revoked key is refused wherever it stands, and so is what a revoked authority signed.
-        if let Some(revoked) = self.revoked(host, port, &[authority, certificate.public_key()]) {
+        // A revoked key is refused wherever it stands, and so are a revoked certificate and what a revoked authority
+        // signed.
+        let whole = KeyData::Certificate(Box::new(certificate.clone()));
+        let shown = [authority, certificate.public_key(), &whole];
+        if let Some(revoked) = self.revoked(host, port, &shown) {
             return revoked;
         }
         if !self.authorities(host, port).any(|entry| entry.key == *authority) {
@@ -231,19 +234,30 @@ impl KnownHosts {
         })
     }
 
-    /// Whether some authority may vouch for the host.
-    pub fn has_authority(&self, host: &str, port: u16) -> bool {
+    /// Whether the host is to show a certificate, if it has one: some authority may vouch for it, or something is
+    /// revoked for it, which may be its certificate or who signed that.
+    pub fn wants_certificate(&self, host: &str, port: u16) -> bool {
+        let is_revocation = |e: &Entry| e.marker == Some(Marker::Revoked);
+        let names = names(host, port);
         self.authorities(host, port).next().is_some()
+            || self
+                .entries
+                .iter()
+                .filter(|e| is_revocation(e))
+                .any(|e| names.iter().any(|name| matches_hosts(&e.hosts, name)))
     }
 
     /// The algorithms of the keys known for a host: asked for first, so that a host with several
-    /// keys shows the one that is known.
+    /// keys shows the one that is known. Those that are revoked for it are not known.
     pub fn algorithms(&self, host: &str, port: u16) -> Vec<Algorithm> {
         let mut found: Vec<Algorithm> = Vec::new();
         for name in names(host, port) {
             for entry in self.entries.iter().filter(|e| e.marker.is_none()) {
                 let algorithm = entry.key.algorithm();
-                if matches_hosts(&entry.hosts, &name) && !found.contains(&algorithm) {
+                if matches_hosts(&entry.hosts, &name)
+                    && !found.contains(&algorithm)
+                    && self.revoked(host, port, &[&entry.key]).is_none()
+                {
                     found.push(algorithm);
                 }
             }
@@ -301,11 +315,16 @@ pub fn read_revoked(file: &Path) -> io::Result<Vec<KeyData>> {
     if bytes.starts_with(b"SSHKRL") {
         return Err(io::Error::other("binary revocation lists (KRL) are not supported"));
     }
-    let text = String::from_utf8_lossy(&bytes);
+    let content = String::from_utf8_lossy(&bytes);
     let mut keys = Vec::new();
-    for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        let key = PublicKey::from_openssh(line).map_err(io::Error::other)?;
-        keys.push(key.key_data().clone());
+    for line in content.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        let mut words = line.split_ascii_whitespace();
+        let key = match (words.next(), words.next()) {
+            (Some(kind), Some(data)) if is_certificate(kind) => read_certificate(kind, data),
+            _ => PublicKey::from_openssh(line).ok().map(|key| key.key_data().clone()),
+        };
+        let wrong = || io::Error::other(format!("no public key: {}", text::clean(line, 60)));
+        keys.push(key.ok_or_else(wrong)?);
     }
     Ok(keys)
 }
@@ -398,12 +417,26 @@ fn parse_line(
         return None;
     }
     let (kind, data) = (words.next()?, words.next()?);
-    // Only a line with a certificate can be nested; others are read by whoever reads keys.
-    if kind.contains("-cert-v01@") && BASE64.decode(data).is_ok_and(|blob| is_nested(&blob)) {
-        return None;
+    // A certificate is revoked by itself; known is only who signs them.
+    if is_certificate(kind) {
+        let revoked = marker.filter(|marker| *marker == Marker::Revoked)?;
+        return Some((Some(revoked), hosts.to_owned(), read_certificate(kind, data)?));
     }
     let key = PublicKey::from_openssh(&format!("{kind} {data}")).ok()?;
     Some((marker, hosts.to_owned(), key.key_data().clone()))
+}
+
+fn is_certificate(kind: &str) -> bool {
+    kind.contains("-cert-v01@")
+}
+
+/// A certificate of a line; only such a line can be nested, others are read by whoever reads keys.
+fn read_certificate(kind: &str, data: &str) -> Option<KeyData> {
+    if BASE64.decode(data).is_ok_and(|blob| is_nested(&blob)) {
+        return None;
+    }
+    let certificate = Certificate::from_openssh(&format!("{kind} {data}")).ok()?;
+    Some(KeyData::Certificate(Box::new(certificate)))
 }
 
 /// Whether certificates are within certificates, which nobody makes: they are read by recursion, and
@@ -607,7 +640,7 @@ mod tests {
                 assert_eq!(some.check(name, port, &shown), expected, "{name}:{port}");
             }
             assert_eq!(some.algorithms(name, port), all.algorithms(name, port));
-            assert_eq!(some.has_authority(name, port), all.has_authority(name, port));
+            assert_eq!(some.wants_certificate(name, port), all.wants_certificate(name, port));
         }
         let some = KnownHosts::load(&[file], "none", 22).unwrap();
         assert_eq!(some.entries.len(), 1, "only what is revoked for all");

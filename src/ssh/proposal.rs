@@ -128,7 +128,7 @@ pub(super) fn has(keyword: &str, name: &str) -> bool {
 /// What is known of a host decides which kind of key is asked for first, and whether a certificate.
 pub(super) struct KnownKinds {
     pub(super) keys: Vec<Algorithm>,
-    pub(super) has_authority: bool,
+    pub(super) wants_certificate: bool,
 }
 
 /// What to offer to a host.
@@ -148,7 +148,8 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
         if keys.is_empty() && certificates.is_empty() {
             return Err(NothingLeft { keyword: "HostKeyAlgorithms", asked: asked.join(",") });
         }
-        if !known.has_authority {
+        // With nothing else the key in a certificate is judged.
+        if !known.wants_certificate && !keys.is_empty() {
             certificates.clear();
         }
         if !config.host_key_order_given {
@@ -167,7 +168,7 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
                 keys.push(algorithm);
             }
         }
-        if known.has_authority {
+        if known.wants_certificate {
             certificates = host_keys();
         }
     }
@@ -200,7 +201,7 @@ mod tests {
         let given = Given { name: "h".to_owned(), ..Given::default() };
         let config = resolve(&files, &given, &Place::here()).unwrap();
         let keys = vec![Algorithm::Rsa { hash: None }];
-        let all = proposal(&config, &KnownKinds { keys, has_authority: false }).unwrap();
+        let all = proposal(&config, &KnownKinds { keys, wants_certificate: false }).unwrap();
         all.key.iter().map(ToString::to_string).collect()
     }
 

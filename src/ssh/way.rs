@@ -64,13 +64,19 @@ impl Kept {
         self.link = Some(AbortOnDropHandle::new(link));
     }
 
-    /// What a proxy command that ended has written to its standard error.
-    pub(super) async fn said(&mut self) -> Option<String> {
-        let child = self.child.as_mut()?;
+    /// What a proxy command that ended has written to its standard error; where it was silent and nothing came by it
+    /// either (`nothing_came`), how it ended.
+    pub(super) async fn said(&mut self, nothing_came: bool) -> Option<String> {
+        let proxy = self.child.as_mut()?;
         // It comes in beside the end of its output.
-        let _ = tokio::time::timeout(Duration::from_secs(1), &mut child.draining).await;
-        let said = text::clean(child.stderr.tail().trim(), 200);
-        (!said.is_empty()).then_some(said)
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut proxy.draining).await;
+        let said = text::clean(proxy.stderr.tail().trim(), 200);
+        if !said.is_empty() || !nothing_came {
+            return (!said.is_empty()).then_some(said);
+        }
+        let ended = tokio::time::timeout(Duration::from_millis(200), proxy.child.wait()).await;
+        let status = ended.ok()?.ok()?;
+        Some(format!("it ended without a word ({status})"))
     }
 }
 
@@ -139,7 +145,7 @@ pub(super) async fn open(
 
 /// A proxy command. It is killed with its children when this goes.
 struct Proxy {
-    _child: Child,
+    child: Child,
     group: Option<Pid>,
     stderr: Stderr,
     draining: JoinHandle<()>,
@@ -183,7 +189,7 @@ fn proxy(command: &str) -> Result<(Box<dyn Bytes>, Proxy), SshError> {
         }
     });
     let stream = tokio::io::join(stdout, stdin);
-    Ok((Box::new(stream), Proxy { _child: child, group, stderr, draining }))
+    Ok((Box::new(stream), Proxy { child, group, stderr, draining }))
 }
 
 /// What a name stands for.

@@ -109,6 +109,22 @@ async fn of_several_host_keys_the_known_one_is_asked_for() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_one_key_revoked_shows_another() {
+    if !lab() {
+        return;
+    }
+    let server = Sshd::with_host_keys(&["ed25519", "rsa"]);
+    let (revoked, good) = (server.known_hosts_line("ed25519"), server.known_hosts_line("rsa"));
+    let known = server.known_hosts("ed25519");
+    for lines in [format!("{revoked}{good}@revoked {revoked}"), format!("@revoked {revoked}{good}")]
+    {
+        fs::write(&known, lines).unwrap();
+        let target = target(&server, &known);
+        try_connect(&target, &options(server.dir.path()), &NoQuestions).await.unwrap();
+    }
+}
+
 /// The configuration that says how strictly host keys are checked.
 fn strict(options: &mut ConnectOptions, value: &str) {
     let text = format!("Host *\n StrictHostKeyChecking {value}\n");

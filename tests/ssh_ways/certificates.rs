@@ -69,6 +69,8 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
     let mut server = Sshd::start();
     let (ca, host) = (server.path("ca"), server.path("host_ed25519"));
     let server_host_key = server.path("host_ed25519.pub");
+    let known_hosts = server.path("known_hosts");
+    let certificate = server.path("host_ed25519-cert.pub");
     keygen(&ca, "ecdsa", "");
     add_to(&mut server, &format!("HostCertificate {}-cert.pub\n", host.display()));
     let public = fs::read_to_string(format!("{}.pub", ca.display())).unwrap();
@@ -113,6 +115,36 @@ async fn host_certificates_are_believed_as_far_as_they_go() {
             to("box", &known(&lines, &["-n", "127.0.0.1"]), &NoQuestions).await.err().unwrap();
         assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
     }
+    // Where only the plain key is known, the certificate is asked for all the same: who signed it may be revoked, or it.
+    let good = &["-n", "127.0.0.1"];
+    let signed_by_revoked = known(&format!("{plain}@revoked * {public}"), good);
+    let error = to("box", &signed_by_revoked, &NoQuestions).await.err().unwrap();
+    assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
+    for before in [&plain, &authority] {
+        let options = known(before, good);
+        to("box", &options, &NoQuestions).await.unwrap();
+        let revoked = fs::read_to_string(&certificate).unwrap();
+        fs::write(&known_hosts, format!("{before}@revoked * {revoked}")).unwrap();
+        let error = to("box", &options, &NoQuestions).await.err().unwrap();
+        assert!(matches!(error, SshError::HostKeyRevoked { line: 2, .. }), "{error}");
+        // Also in a list of its own.
+        let list = known_hosts.with_file_name("revoked");
+        fs::write(&list, format!("# none of these\n{revoked}")).unwrap();
+        fs::write(&known_hosts, before).unwrap();
+        let mut listed = options;
+        let text = format!("Host *\n RevokedHostKeys {}\n{block}", list.display());
+        listed.config = ConfigFiles::Text(text.as_str().into());
+        let error = to("box", &listed, &NoQuestions).await.err().unwrap();
+        assert!(
+            error.to_string().ends_with(&format!("is revoked ({})", list.display())),
+            "{error}"
+        );
+    }
+    // With only certificates asked for and no authority known, the key in it is judged.
+    let mut alone = known(&plain, good);
+    let text = format!("Host *\n HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com\n{block}");
+    alone.config = ConfigFiles::Text(text.as_str().into());
+    to("box", &alone, &NoQuestions).await.unwrap();
     // Of another authority: the key itself must be known.
     let line = authority.replace("127.0.0.1", "10.9.8.7");
     let other = known(&line, &["-n", "127.0.0.1"]);

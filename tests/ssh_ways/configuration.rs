@@ -204,10 +204,14 @@ async fn a_server_that_shares_no_cipher_is_one_and_the_cipher_is_named() {
 async fn what_is_no_ssh_server_is_told_by_its_first_line() {
     use tokio::io::AsyncWriteExt;
     let dir = tempfile::tempdir().unwrap();
-    for (said, cause, word) in [
-        ("HTTP/1.1 400 Bad\r\n\r\n", DownCause::NotSsh, "HTTP/1.1 400 Bad"),
-        ("Exceeded MaxStartups\r\n", DownCause::ConnectionLost, "Exceeded MaxStartups"),
-        ("SSH-2.0-x\r\n", DownCause::ConnectionLost, "hung up"),
+    for (said, closes, cause, word) in [
+        ("HTTP/1.1 400 Bad\r\n\r\n", true, DownCause::NotSsh, "HTTP/1.1 400 Bad"),
+        ("Exceeded MaxStartups\r\n", true, DownCause::ConnectionLost, "Exceeded MaxStartups"),
+        ("SSH-2.0-x\r\n", true, DownCause::ConnectionLost, "hung up"),
+        ("SSH-1.5-old\r\n", true, DownCause::NotSsh, "SSH-1.5-old"),
+        ("SSH-1.5-old\r\n", false, DownCause::NotSsh, "SSH-1.5-old"),
+        ("220 mail ESMTP\r\n", false, DownCause::NotSsh, "220 mail ESMTP"),
+        ("hello\r\nSSH-2.0-x\r\n", false, DownCause::NoAnswer, "shaking hands"),
     ] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -215,12 +219,27 @@ async fn what_is_no_ssh_server_is_told_by_its_first_line() {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(said.as_bytes()).await.unwrap();
             // Read what is said, so that the end is an end and not a reset.
-            let _ = stream.shutdown().await;
+            if closes {
+                let _ = stream.shutdown().await;
+            }
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         });
-        let text = format!("Host box\n HostName 127.0.0.1\n Port {port}\n");
+        // Whoever says nothing more is given up after a second.
+        let limit = if closes { "" } else { " ConnectTimeout 1\n" };
+        let text = format!("Host box\n HostName 127.0.0.1\n Port {port}\n{limit}");
         let error = to("box", &options(dir.path(), &text), &NoQuestions).await.err().unwrap();
         assert_eq!(error.cause(), cause, "{said}: {error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_ends_without_a_word_is_no_servers_doing() {
+    let dir = tempfile::tempdir().unwrap();
+    for (command, word) in [("false", "exit status: 1"), ("echo not today >&2", "not today")] {
+        let text = format!("Host box\n ProxyCommand {command}\n");
+        let error = to("box", &options(dir.path(), &text), &NoQuestions).await.err().unwrap();
+        assert_eq!(error.cause(), DownCause::NoRoute, "{command}: {error}");
         assert!(error.to_string().contains(word), "{error}");
     }
 }

@@ -95,6 +95,9 @@ fn is_newer(kind: Kind, name: &str) -> bool {
     NEWER.iter().any(|(k, n)| *k == kind && *n == name)
 }
 
+/// Short names of kinds of keys, which OpenSSH takes in a list and which come to nothing there (`sshkey_type_from_name`).
+const SHORT: [&str; 7] = ["rsa", "dsa", "ecdsa", "ecdsa-sk", "ed25519", "ed25519-sk", "null"];
+
 /// Whether OpenSSH would take such a list.
 pub(super) fn valid(kind: Kind, list: &str) -> bool {
     if list.starts_with('-') {
@@ -109,7 +112,10 @@ pub(super) fn valid(kind: Kind, list: &str) -> bool {
     names.split(',').take_while(|name| !name.is_empty()).all(|name| {
         let exact = known.contains(&name) || is_newer(kind, name);
         let patterns = matches!(kind, Kind::Key | Kind::CaSignature);
-        exact || (patterns && known.iter().any(|k| matches_list(name, k, false) != Listed::No))
+        let short = patterns && SHORT.iter().any(|short| short.eq_ignore_ascii_case(name));
+        exact
+            || short
+            || (patterns && known.iter().any(|k| matches_list(name, k, false) != Listed::No))
     })
 }
 
