@@ -136,7 +136,7 @@ fn the_screen_itself() {
     let Some(asked) = std::env::var_os(INSIDE) else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let door = Arc::new(Memory { asked: asked.into() });
-    let result = runtime.block_on(run(door, TuiOptions::from_env(false)));
+    let result = runtime.block_on(run(door, TuiOptions::from_env(false), None));
     if let Err(error) = result {
         println!("left with: {error}");
         std::process::exit(3);

@@ -2,6 +2,7 @@
 //! started; everything after it is `api`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{Args, Command, ControllerCommand, Output};
@@ -10,6 +11,7 @@ use crate::api::server::Version;
 use crate::api::{CONTROLLER_SILENT, Client, Door, Intent};
 use crate::base::DeckId;
 use crate::controller::{self, Deck, Paths};
+use crate::tui::StartController;
 
 /// A controller has looked at the deck's files within this time; one that has not hangs.
 const LOOKS_WITHIN: Duration = Duration::from_secs(60);
@@ -122,6 +124,15 @@ pub async fn attach(args: &Args) -> Result<Client, Failure> {
         Err(_) => return Err(client.silent().await.into()),
     };
     Ok(client)
+}
+
+/// Starts the deck's controller where it is gone while the screen is open; none where the deck cannot be read.
+pub fn starter(args: &Args) -> Option<StartController> {
+    let KnownDeck { dir, id, mistake: None } = known(args).ok()? else { return None };
+    Some(Arc::new(move || {
+        let (dir, paths) = (dir.clone(), Paths::of(id));
+        Box::pin(async move { controller::attach(&dir, &paths).await.map(drop) })
+    }))
 }
 
 /// Says on standard error when the controller is of another build than this door. (In JSON `status` and `hosts` say it.)

@@ -38,8 +38,8 @@ pub async fn run(_args: &Args, script: bool, dir: Option<&Path>) -> Result<Succe
     if !script {
         let director = tokio::spawn(direct(Arc::clone(&stage.world), stage.client.clone()));
         let shown = tokio::select! {
-            shown = screen::show(stage.client.clone()) => shown,
-            () = terminated() => Err(Failure::interrupted()),
+            shown = screen::show(stage.client.clone(), None) => shown,
+            () = terminated() => Err(Failure::interrupted(false)),
         };
         director.abort();
         stage.clear().await;
@@ -47,8 +47,8 @@ pub async fn run(_args: &Args, script: bool, dir: Option<&Path>) -> Result<Succe
     }
     let told = tokio::select! {
         told = tell(&stage, began) => told,
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
-        () = terminated() => Err(Failure::interrupted()),
+        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted(false)),
+        () = terminated() => Err(Failure::interrupted(false)),
     };
     stage.clear().await;
     told

@@ -8,6 +8,7 @@ use super::attach;
 use super::exit::{Failure, Success};
 use crate::api::{Client, Door};
 use crate::controller;
+use crate::tui::StartController;
 
 /// Opens the screen.
 pub async fn open(args: &Args) -> Result<Success, Failure> {
@@ -21,15 +22,15 @@ pub async fn open(args: &Args) -> Result<Success, Failure> {
     }
     if attach::find(args)?.is_some() {
         let client = attach::attach(args).await?;
-        return show(client).await;
+        return show(client, attach::starter(args)).await;
     }
     this_machine().await
 }
 
 /// The screen on any controller.
-pub async fn show(client: Client) -> Result<Success, Failure> {
+pub async fn show(client: Client, start: Option<StartController>) -> Result<Success, Failure> {
     let door: Arc<dyn Door> = Arc::new(client);
-    crate::tui::run(door, crate::tui::TuiOptions::from_env(false))
+    crate::tui::run(door, crate::tui::TuiOptions::from_env(false), start)
         .await
         .map_err(|e| Failure::of(&e))?;
     Ok(Success::Done)
@@ -43,7 +44,7 @@ async fn this_machine() -> Result<Success, Failure> {
     let running =
         controller::start_on_this_machine(dir.path()).await.map_err(|e| Failure::of(&e))?;
     let shown = match controller::connect(&running.socket).await {
-        Ok(client) => show(client).await,
+        Ok(client) => show(client, None).await,
         Err(error) => Err(error.into()),
     };
     running.stop().await;

@@ -11,7 +11,7 @@ pub use steer::is_of_use;
 use super::command::{Command, Danger, Panel};
 use super::dialogs::{Ask, AskWhat, Map, Palette, QuestionDialog};
 use super::message::Effect;
-use super::state::{Detail, DetailOf, Mode, Selected, ServiceRow, State};
+use super::state::{Controller, Detail, DetailOf, Mode, Selected, ServiceRow, State};
 use super::update::open_filter;
 use crate::api::{ServiceName, Severity};
 use follow::{logs, next_rank};
@@ -72,6 +72,7 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         Command::Questions => questions(state),
         Command::Reload => state.mode = Mode::Ask(Ask::new(AskWhat::Reload)),
         Command::Shutdown => state.mode = Mode::Ask(Ask::new(AskWhat::Shutdown)),
+        Command::StartController => return start_controller(state),
         Command::Diff
         | Command::Plan
         | Command::Apply
@@ -89,6 +90,20 @@ pub fn run(state: &mut State, command: Command, service: Option<ServiceName>) ->
         | Command::Stop => return on_service(state, command, service.as_ref()),
     }
     Vec::new()
+}
+
+/// Starts a controller where the deck's is gone; nobody but a person does: it may have been ended on purpose.
+fn start_controller(state: &mut State) -> Vec<Effect> {
+    if !matches!(state.controller, Controller::Lost { .. }) {
+        state.say(Severity::Info, "the controller runs");
+        return Vec::new();
+    }
+    if !state.look.can_start {
+        state.say(Severity::Warning, "a controller cannot be started from here");
+        return Vec::new();
+    }
+    state.say(Severity::Info, "a controller is being started");
+    vec![Effect::StartController]
 }
 
 fn show(state: &mut State, panel: Panel) {

@@ -208,6 +208,8 @@ commands! {
     Questions, "questions", Changes, Deck;
     /// read deck.toml and the specs again
     Reload, "reload", Changes, Deck;
+    /// start a controller where the deck's is gone
+    StartController, "start-controller", Changes, Deck;
     /// end the controller; what serves goes on serving
     Shutdown, "shutdown", Changes, Deck;
 }

@@ -78,6 +78,7 @@ pub const BINDINGS: &[Binding] = &[
     bind(&[Char('+')], Command::Zoom, &[], Some("zoom")),
     bind(&[Char('c')], Command::Copy, &[], None),
     bind(&[Char('Q')], Command::Questions, &[], None),
+    bind(&[Char('R')], Command::StartController, &[], None),
     bind(&[Key::Esc], Command::Back, &[], None),
     bind(&[Char('q')], Command::BackOrQuit, &[], Some("quit")),
     bind(&[Ctrl('c')], Command::AskQuit, &[], None),

@@ -72,6 +72,8 @@ pub enum Message {
         /// The piece.
         result: Result<LogChunk, ApiError>,
     },
+    /// The answer to `Effect::StartController`.
+    Started(Result<(), ApiError>),
     /// The picture was written, or not.
     Pictured(Result<String, String>),
     /// We were suspended and are back.
@@ -88,6 +90,8 @@ pub enum Effect {
         /// In words, for the answer.
         what: String,
     },
+    /// Start a controller.
+    StartController,
     /// Fetch a plan.
     Plan {
         /// To be returned with the answer.

@@ -33,4 +33,4 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use run::{TuiError, TuiOptions, run};
+pub use run::{StartController, TuiError, TuiOptions, run};

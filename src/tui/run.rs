@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossterm::event::{Event, EventStream};
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -56,6 +57,7 @@ impl TuiOptions {
                 ascii: wants_ascii(lookup),
                 read_only,
                 zone: jiff::tz::TimeZone::system(),
+                can_start: false,
             },
         }
     }
@@ -73,6 +75,9 @@ fn wants_ascii(lookup: impl Fn(&str) -> Option<String>) -> bool {
         !l.contains("utf-8") && !l.contains("utf8")
     })
 }
+
+/// Starts a controller of the deck that is shown, or finds the one that somebody else has started.
+pub type StartController = Arc<dyn Fn() -> BoxFuture<'static, Result<(), ApiError>> + Send + Sync>;
 
 /// Why the screen could not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -97,14 +102,20 @@ impl Hint for TuiError {
     }
 }
 
-/// Shows the screen until the person leaves.
-pub async fn run(door: Arc<dyn Door>, options: TuiOptions) -> Result<(), TuiError> {
+/// Shows the screen until the person leaves. With `start` a person can start a controller where the deck's is gone.
+pub async fn run(
+    door: Arc<dyn Door>,
+    mut options: TuiOptions,
+    start: Option<StartController>,
+) -> Result<(), TuiError> {
+    options.look.can_start = start.is_some();
     let screen = Screen::take()?;
     let size = screen.size()?;
     let (sender, inbox) = mpsc::channel(QUEUE);
     let state = State::new(options.look, size, now());
     let mut the_loop = Loop {
         door,
+        start,
         screen,
         state,
         sender,
@@ -135,6 +146,7 @@ struct Letter {
 
 struct Loop {
     door: Arc<dyn Door>,
+    start: Option<StartController>,
     screen: Screen,
     state: State,
     sender: mpsc::Sender<Letter>,
@@ -273,6 +285,12 @@ impl Loop {
             }),
             Effect::Log { ticket, rank, offset, length, after } => {
                 self.ask_log(ticket, *rank, offset, length, after);
+            }
+            Effect::StartController => {
+                if let Some(start) = &self.start {
+                    let starting = start();
+                    self.task(async move { Message::Started(patiently(starting).await) });
+                }
             }
             Effect::Resync => self.follow(),
             Effect::Copy(text) => self.screen.copy(&text)?,

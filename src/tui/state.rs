@@ -30,11 +30,19 @@ pub struct Look {
     pub read_only: bool,
     /// For the clock.
     pub zone: jiff::tz::TimeZone,
+    /// A controller can be started from here where the deck's is gone.
+    pub can_start: bool,
 }
 
 impl Default for Look {
     fn default() -> Self {
-        Self { depth: Depth::True, ascii: false, read_only: false, zone: jiff::tz::TimeZone::UTC }
+        Self {
+            depth: Depth::True,
+            ascii: false,
+            read_only: false,
+            zone: jiff::tz::TimeZone::UTC,
+            can_start: false,
+        }
     }
 }
 

@@ -64,6 +64,15 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
             Vec::new()
         }
         Message::Logged { ticket, result } => logged(state, ticket, result),
+        Message::Started(result) => match result {
+            Ok(()) => vec![Effect::Resync],
+            Err(error) => {
+                let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                let words = format!("no controller was started: {}{hint}", error.message);
+                state.say(Severity::Error, crate::api::text::clean(&words, 300));
+                Vec::new()
+            }
+        },
         Message::Pictured(result) => {
             match result {
                 Ok(path) => state.say(Severity::Info, format!("wrote {path}")),

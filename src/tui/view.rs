@@ -116,8 +116,10 @@ fn link(pen: &mut Pen<'_>, state: &State, left: u16, y: u16, right: u16) -> u16 
         Controller::Lost { since, retry_at, .. } => {
             let age = words::ago(state.now, *since);
             let again = words::left(state.now, *retry_at);
-            let text = if right.saturating_sub(left) >= 64 {
-                format!(" ✖ CONTROLLER LOST {age} · what you see is old · again in {again} ")
+            let room = right.saturating_sub(left);
+            let start = if state.look.can_start && room >= 80 { "· R starts one " } else { "" };
+            let text = if room >= 64 {
+                format!(" ✖ CONTROLLER LOST {age} · what you see is old · again in {again} {start}")
             } else {
                 format!(" ✖ LOST {age} ")
             };
@@ -193,7 +195,8 @@ fn old(pen: &mut Pen<'_>, state: &State, areas: &Areas) {
     if areas.strip.height >= 2 {
         pen.clear(row);
         let age = words::ago(state.now, *since);
-        let text = format!(" ✖ the controller is lost: what is seen is {age} old");
+        let start = if state.look.can_start { " · R starts one" } else { "" };
+        let text = format!(" ✖ the controller is lost: what is seen is {age} old{start}");
         pen.put_cut(row.x, row.y, row.right(), &text, pen.theme.bad);
     }
 }

@@ -69,17 +69,36 @@ impl Ask {
     /// Handles a key: none while the dialog stays, or the effects of its end.
     pub fn key(&mut self, key: Key) -> Option<Vec<Effect>> {
         match key {
-            Key::Left | Key::Right | Key::Tab | Key::BackTab | Key::Char('h' | 'l') => {
+            // At the ends they stay: a letter too many must not choose the other one.
+            Key::Left | Key::Char('h') => {
+                self.yes = false;
+                None
+            }
+            Key::Right | Key::Char('l') => {
+                self.yes = true;
+                None
+            }
+            Key::Tab | Key::BackTab => {
                 self.yes = !self.yes;
                 None
             }
-            Key::Char('y') => Some(self.done()),
+            // Only leaving and reading again can be had with one letter: who types the service's name, as other dialogs
+            // ask for it, has not said yes.
+            Key::Char('y') if self.is_harmless() => Some(self.done()),
+            Key::Char('y') => {
+                self.yes = true;
+                None
+            }
             // Leaving harms nothing: a second Ctrl-C means it.
             Key::Ctrl('c') if self.what == AskWhat::Quit => Some(self.done()),
             Key::Enter if self.yes => Some(self.done()),
             Key::Enter | Key::Esc | Key::Char('n' | 'q') | Key::Ctrl('c') => Some(Vec::new()),
             _ => None,
         }
+    }
+
+    fn is_harmless(&self) -> bool {
+        matches!(self.what, AskWhat::Quit | AskWhat::Reload)
     }
 
     fn done(&self) -> Vec<Effect> {

@@ -121,7 +121,7 @@ impl Palette {
             let said = if typed.starts_with("picture ") {
                 "Enter writes this screen as SVG"
             } else {
-                "no such command"
+                "no such command here; `gpudeck help` in a shell has all"
             };
             pen.put(left + 2, list.y, right, said, pen.theme.dim);
         }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::super::dialogs::{Ask, AskWhat};
 use super::super::fixture::{self, NOW, calm, press, rich, service_name, state};
+use super::super::key::Key;
 use super::super::message::{Effect, Message};
 use super::super::state::{Controller, Mode, ServiceRow};
 use super::super::update::update;
@@ -179,6 +181,48 @@ fn a_lost_controller_is_said_and_the_last_data_stay() {
     let pale = state.theme.dim.fg.unwrap();
     let body = buffer.content.iter().skip(80).take(20 * 80);
     assert!(body.filter(|c| c.symbol() != " ").all(|c| c.fg == pale));
+}
+
+#[test]
+fn a_person_starts_a_controller_where_it_is_gone() {
+    let mut state = state(calm(), LARGE);
+    state.look.can_start = true;
+    let press =
+        |state: &mut super::super::state::State| update(state, Message::Key(Key::Char('R')));
+    assert!(press(&mut state).is_empty(), "one runs");
+    let lost = Message::Lost {
+        why: "connection refused".to_owned(),
+        hint: None,
+        retry_after: Duration::from_secs(2),
+    };
+    update(&mut state, lost);
+    assert!(text(&state).contains("R starts one"), "{}", text(&state));
+    assert_eq!(press(&mut state), [Effect::StartController]);
+    assert_eq!(update(&mut state, Message::Started(Ok(()))), [Effect::Resync]);
+    let error = ApiError {
+        kind: ErrorKind::Unreachable,
+        message: "no".to_owned(),
+        hint: Some("do this".to_owned()),
+    };
+    assert!(update(&mut state, Message::Started(Err(error))).is_empty());
+    assert!(text(&state).contains("no controller was started: no; do this"), "{}", text(&state));
+    state.look.can_start = false;
+    assert!(press(&mut state).is_empty(), "nothing is known of how");
+    assert!(!text(&state).contains("R starts one"));
+}
+
+#[test]
+fn the_letters_of_a_name_are_no_yes() {
+    let yes = |typed: &str, what: AskWhat| {
+        let mut ask = Ask::new(what);
+        let done = typed.chars().map(Key::Char).chain([Key::Enter]).find_map(|k| ask.key(k));
+        done.is_some_and(|effects| !effects.is_empty())
+    };
+    let resume = || AskWhat::Resume("chat".parse().unwrap());
+    // As other dialogs ask for it; `h` goes to the left, where Cancel is already.
+    assert!(!yes("chat", resume()));
+    assert!(yes("l", resume()) && yes("y", resume()) && !yes("lh", resume()));
+    assert!(yes("y", AskWhat::Quit));
 }
 
 #[test]

@@ -521,7 +521,8 @@ fn the_brake_is_quick_and_going_on_asks() {
         .unwrap()
         .paused = Some(NOW);
     assert!(sent(&press(&mut state, "p<enter>")).is_empty(), "it begins on Cancel");
-    assert!(matches!(&sent(&press(&mut state, "py"))[..], [Intent::Resume { .. }]));
+    assert!(sent(&press(&mut state, "py<esc>")).is_empty(), "a letter is no yes");
+    assert!(matches!(&sent(&press(&mut state, "py<enter>"))[..], [Intent::Resume { .. }]));
 }
 
 #[test]
