@@ -73,10 +73,7 @@ pub async fn run(args: &Args, host: &HostName) -> Result<Success, Failure> {
     let client = attach(args).await?;
     let known = client.snapshot().await?;
     if !known.hosts.contains_key(host) {
-        let names: Vec<&str> = known.hosts.keys().map(HostName::as_str).collect();
-        return Err(Failure::other(format!("there is no host {host}"))
-            .code(8)
-            .with_hint(format!("the deck has {}", names.join(", "))));
+        return Err(Failure::no_host(host, known.hosts.keys()));
     }
     let looking = Looking { detail: Some(host.clone()), ..Looking::default() };
     client.look(&looking).await?;

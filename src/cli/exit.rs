@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::args::{Args, Output};
-use crate::api::{ApiError, ErrorKind, Hint};
+use crate::api::{ApiError, ErrorKind, Hint, HostName, text};
 
 /// The command line was not understood.
 pub const USAGE: u8 = 64;
@@ -79,6 +79,20 @@ impl Failure {
         Wrong { code: 1, message: message.into() }
     }
 
+    /// The deck has no such host: the nearest name, or all of them where they are few.
+    pub fn no_host<'a>(host: &HostName, known: impl Iterator<Item = &'a HostName>) -> Self {
+        let known: Vec<&str> = known.map(HostName::as_str).collect();
+        let hint = match text::nearest(host.as_str(), known.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if known.is_empty() => {
+                "the deck has no host: write them into deck.toml".to_owned()
+            }
+            None if known.len() > 20 => "`gpudeck hosts` lists them".to_owned(),
+            None => format!("the deck has {}", known.join(", ")),
+        };
+        Self::other(format!("there is no host {host}")).code(8).with_hint(hint)
+    }
+
     /// What an error of ours says, with its next step.
     pub fn of<E: std::fmt::Display + Hint>(error: &E) -> Self {
         let wrong = Self::other(error.to_string());
@@ -88,13 +102,11 @@ impl Failure {
         }
     }
 
-    /// Exit code 130, as shells have it for Ctrl-C.
-    pub fn interrupted() -> Self {
-        Self {
-            code: 130,
-            message: "interrupted".to_owned(),
-            hint: Some("what was begun goes on; `gpudeck status` shows it".to_owned()),
-        }
+    /// Exit code 130, as shells have it for Ctrl-C. What a command has begun goes on (`begun`); of one that only shows
+    /// there is no more to say.
+    pub fn interrupted(begun: bool) -> Self {
+        let hint = begun.then(|| "what was begun goes on; `gpudeck status` shows it".to_owned());
+        Self { code: 130, message: "interrupted".to_owned(), hint }
     }
 
     /// Exit code 141, as shells have it for SIGPIPE: who read the output wants no more of it. Nothing is told, as
@@ -192,6 +204,6 @@ mod tests {
             let told = Failure::from(error(Some("do this".to_owned())));
             assert_eq!((told.code, told.hint.as_deref()), (bare.code, Some("do this")));
         }
-        assert!(Failure::interrupted().hint.is_some());
+        assert!(Failure::interrupted(true).hint.is_some());
     }
 }

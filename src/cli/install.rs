@@ -18,7 +18,10 @@ pub fn run(args: &Args, print: bool) -> Result<Success, Failure> {
     let home = std::env::var_os("GPUDECK_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
     let text = unit(&spec.name, &program, &dir, home.as_deref());
     if print {
-        table::out(text.trim_end())?;
+        match args.output {
+            Output::Json => table::json(&serde_json::json!({ "text": text }))?,
+            Output::Text => table::out(text.trim_end())?,
+        }
         return Ok(Success::Done);
     }
     let name = unit_name(&Paths::of(spec.id));

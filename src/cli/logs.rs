@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::Args;
+use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show, table};
@@ -17,7 +17,7 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
     let snapshot = show::settle(&client).await?;
     let rank = find(&snapshot, parse(rank)?)?;
     let chunk = client.log(&rank, None, AT_FIRST).await?;
-    print_end(&chunk.text, lines)?;
+    print_end(args, &rank, &chunk.text, lines)?;
     let mut next = chunk.next_offset;
     if !follow {
         return Ok(Success::Done);
@@ -33,7 +33,7 @@ pub async fn run(args: &Args, rank: &str, follow: bool, lines: usize) -> Result<
             chunk.text.get(..end).unwrap_or("")
         };
         for line in whole.lines() {
-            table::out(&text::clean(line, 4_000))?;
+            print(args, &rank, line)?;
         }
         next = chunk.offset + u64::try_from(whole.len()).unwrap_or(0);
     }
@@ -47,18 +47,30 @@ pub async fn previous(args: &Args, rank: &str, lines: usize) -> Result<Success, 
     let wanted = PreviousLogRequest { service, replica, rank, length: AT_FIRST };
     let found = client.previous_log(&wanted).await?;
     let words = format!("{} ({}) on {} {}", found.rank, found.rank.replica, found.host, found.how);
-    eprintln!("{}", text::clean(&words, 300));
-    print_end(&found.log.text, lines)?;
+    // Programs have the rank in each line.
+    if args.output == Output::Text {
+        eprintln!("{}", text::clean(&words, 300));
+    }
+    print_end(args, &found.rank, &found.log.text, lines)?;
     Ok(Success::Done)
 }
 
 /// Prints the last lines of it.
-fn print_end(log: &str, lines: usize) -> Result<(), Failure> {
+fn print_end(args: &Args, rank: &RankId, log: &str, lines: usize) -> Result<(), Failure> {
     let all: Vec<&str> = log.lines().collect();
     for line in all.get(all.len().saturating_sub(lines)..).unwrap_or_default() {
-        table::out(&text::clean(line, 4_000))?;
+        print(args, rank, line)?;
     }
     Ok(())
+}
+
+/// A line as it was logged, or as a JSON object with the rank that logged it.
+fn print(args: &Args, rank: &RankId, line: &str) -> Result<(), Failure> {
+    let line = text::clean(line, 4_000);
+    match args.output {
+        Output::Text => table::out(&line),
+        Output::Json => table::json_line(&serde_json::json!({ "rank": rank, "line": line })),
+    }
 }
 
 /// Reads `chat/0/1`, `chat/0` or `chat`.

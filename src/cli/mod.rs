@@ -51,7 +51,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let args = match Args::try_parse_from(snapshot::normalise(arguments)) {
         Ok(args) => args,
         Err(error) if error.use_stderr() && wants_json(arguments) => {
-            let wrong = Failure::other(first_line(&error.to_string())).code(exit::USAGE);
+            let wrong = Failure::other(what_is_wrong(&error.to_string())).code(exit::USAGE);
             return exit::report_json(
                 &wrong.with_hint("`gpudeck help` names the commands, `--help` their options"),
             );
@@ -82,7 +82,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let result = runtime.block_on(async {
         tokio::select! {
             result = run(&args) => result,
-            () = interrupted(&args) => Err(Failure::interrupted()),
+            () = interrupted(&args) => Err(Failure::interrupted(begins_something(args.command.as_ref()))),
         }
     });
     if questions::show_again() {
@@ -99,10 +99,12 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
-/// What is wrong, without the usage that follows it.
-fn first_line(text: &str) -> String {
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+/// What is wrong on one line, without the usage that follows it.
+fn what_is_wrong(text: &str) -> String {
+    // What is missing stands on lines of its own.
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let all = lines.collect::<Vec<_>>().join(" ");
+    all.strip_prefix("error: ").map(str::to_owned).unwrap_or(all)
 }
 
 /// Whether JSON was asked for, on a command line that was not understood.
@@ -121,6 +123,25 @@ async fn interrupted(args: &Args) {
         Some(_) => {
             let _ = tokio::signal::ctrl_c().await;
         }
+    }
+}
+
+/// Whether a command begins something that goes on without it.
+fn begins_something(command: Option<&Command>) -> bool {
+    match command {
+        Some(Command::Hosts { command: Some(_) }) => true,
+        Some(
+            Command::Apply { .. }
+            | Command::Rollout(_)
+            | Command::Move(_)
+            | Command::Stop { .. }
+            | Command::Drain { .. }
+            | Command::Uncordon { .. }
+            | Command::Drift { .. }
+            | Command::Reconnect { .. }
+            | Command::Controller(_),
+        ) => true,
+        _ => false,
     }
 }
 

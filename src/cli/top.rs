@@ -48,9 +48,7 @@ pub async fn run(
     };
     for name in show.hosts {
         if !snapshot.hosts.contains_key(name) {
-            let known: Vec<&str> = snapshot.hosts.keys().map(HostName::as_str).collect();
-            let error = Failure::other(format!("there is no host {name}")).code(8);
-            return Err(error.with_hint(format!("the deck has {}", known.join(", "))));
+            return Err(Failure::no_host(name, snapshot.hosts.keys()));
         }
     }
     let mut deltas = client.stream().await?;

@@ -50,9 +50,9 @@ pub async fn wait(
             Ok(result) => result,
             Err(_) => {
                 if args.output == Output::Text {
-                    table::out(
-                        "time is up; the rollout goes on (`gpudeck rollout status` shows it)",
-                    )?;
+                    table::out(&format!(
+                        "time is up; the rollout goes on (`gpudeck rollout status {service}` shows it)"
+                    ))?;
                 }
                 Ok(Success::TimeIsUp)
             }

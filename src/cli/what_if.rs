@@ -35,7 +35,10 @@ pub async fn plan(
     if let Some(file) = &options.world {
         write_world(&view, file)?;
     }
+    // Where the world goes to standard output it is all that goes there: it is read by `gpudeck place -`.
+    let piped = options.world.as_ref().is_some_and(|file| file.as_os_str() == "-");
     match args.output {
+        _ if piped => {}
         Output::Json => table::json(&view)?,
         Output::Text => {
             print(&view, &question)?;

@@ -427,14 +427,11 @@ impl Core {
             && state.skippable().is_none()
         {
             let hint = if state.retryable() {
-                "it failed: `gpudeck rollout retry` or `abort`"
+                format!("it failed: `gpudeck rollout retry {service}` or `abort {service}`")
             } else {
-                "`gpudeck rollout promote` goes on to the next step"
+                format!("`gpudeck rollout promote {service}` goes on to the next step")
             };
-            return Err(conflict(
-                format!("no gate holds the rollout of {service}"),
-                Some(hint.to_owned()),
-            ));
+            return Err(conflict(format!("no gate holds the rollout of {service}"), Some(hint)));
         }
         self.on_rollout(service, EventKind::Skipped { by, reason })
     }

@@ -30,7 +30,7 @@ mod transport;
 
 use std::path::PathBuf;
 
-use crate::base::{Hint, ReleaseNumber, ServiceName, text};
+use crate::base::{Hint, ReleaseNumber, ServiceName, quote, text};
 
 pub use blame::{BlamedLine, ReleaseTexts};
 pub use commit::{ReleaseCommit, SpecText};
@@ -293,8 +293,9 @@ impl Hint for RevisionError {
                  configuration, or `git config commit.gpgsign false` in the deck"
                     .to_owned()
             }
-            Self::NoRemote { .. } => {
-                "add one: `git remote add origin ADDRESS` in the deck".to_owned()
+            Self::NoRemote { name } => {
+                let name = name.as_deref().unwrap_or("origin");
+                format!("add it: `git remote add {} ADDRESS` in the deck", quote::shell_word(name))
             }
             Self::Diverged { ahead: 0, behind: 1, .. } => {
                 "`gpudeck deck fetch` takes it".to_owned()
