@@ -89,8 +89,9 @@ fn deck_toml(name: &str, hosts: &[String]) -> String {
         text.push_str(&format!("# [hosts.{}]\n", toml_key(host)));
     }
     text.push_str(
-        "\n# A HAProxy with `stats socket PATH level admin` and a backend named like the service.\n\
-         # [gateways.main]\n# host = \"gpu1\"\n# socket = \"/run/haproxy/admin.sock\"\n# url = \"http://10.0.0.11:8080\"\n",
+        "\n# A HAProxy with `stats socket PATH level admin`, started with `-f` of `config`, too.\n\
+         # [gateways.main]\n# host = \"gpu1\"\n# socket = \"/run/haproxy/admin.sock\"\n\
+         # config = \"/etc/haproxy/gpudeck.d\"\n# url = \"http://10.0.0.11:8080\"\n",
     );
     text
 }

@@ -205,15 +205,37 @@ impl Gateways {
 
     /// What to know of gateways whose HAProxy forgets the service when it reloads or restarts.
     pub fn forgetful(&self) -> Option<String> {
-        let forgets = |(_, gateway): &(&ServiceName, &GatewaySpec)| gateway.config.is_none();
+        let told = self.forgetting(|_| true)?;
+        Some(format!("{told} → let gpudeck write the section: config = \"/etc/haproxy/gpudeck.d\""))
+    }
+
+    /// # Errors
+    /// One of them forgets the service when its HAProxy reloads or restarts, and nobody has accepted that: the requests
+    /// of that time would fail.
+    pub fn last(&self) -> Result<(), ApiError> {
+        let Some(told) = self.forgetting(|gateway| !gateway.runtime_only) else { return Ok(()) };
+        Err(ApiError {
+            kind: ErrorKind::Invalid,
+            message: told,
+            hint: Some(
+                "let gpudeck write the section: config = \"/etc/haproxy/gpudeck.d\" there, a directory that HAProxy \
+                 is started with (`-f` besides its own file); or accept it: runtime_only = true"
+                    .to_owned(),
+            ),
+        })
+    }
+
+    fn forgetting(&self, counts: impl Fn(&GatewaySpec) -> bool) -> Option<String> {
+        let forgets = |(_, gateway): &(&ServiceName, &GatewaySpec)| {
+            gateway.config.is_none() && counts(gateway)
+        };
         let names: Vec<&str> =
             self.places.iter().filter(forgets).map(|(name, _)| name.as_str()).collect();
         let (noun, verb) = if names.len() == 1 { ("gateway", "has") } else { ("gateways", "have") };
         (!names.is_empty()).then(|| {
             format!(
                 "the {noun} {} {verb} no `config` in deck.toml: when HAProxy reloads or restarts, the backend {} is \
-                 empty until gpudeck tells it again (2 s, or as long as no controller runs) → let gpudeck write the \
-                 section: config = \"/etc/haproxy/gpudeck.d\"",
+                 empty until gpudeck tells it again (2 s, or as long as no controller runs)",
                 names.join(", "),
                 self.backend
             )

@@ -233,6 +233,10 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         let stable = state.stable.and_then(|number| state.releases.get(&number));
         let served = stable.and_then(|r| Gateways::of_release(&core.deck, r));
         warnings.extend(served.and_then(|served| gateways.to_be_led(&served)));
+        // What is served stays as it is, and so does the way back to what was.
+        if !nothing_to_do && kind == RolloutKind::Apply {
+            gateways.last()?;
+        }
         warnings.extend(gateways.forgetful());
     }
     if !nothing_to_do {

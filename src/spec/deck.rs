@@ -166,6 +166,10 @@ pub struct GatewaySpec {
     /// started with `-f` of it. Then a reload or restart loses nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
+    /// It is known, and accepted, that this HAProxy forgets its servers when it reloads or restarts: a gateway without
+    /// `config` is given no release without that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runtime_only: bool,
     /// Write a frontend, too, for these services, at these addresses (`bind`'s words).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub listen: BTreeMap<ServiceName, String>,
@@ -190,6 +194,7 @@ impl GatewaySpec {
             url: None,
             urls: BTreeMap::new(),
             config: None,
+            runtime_only: false,
             listen: BTreeMap::new(),
             check: check(),
             reload: Vec::new(),

@@ -93,6 +93,14 @@ fn check_gateways(deck: &DeckSpec) -> Result<(), Complaint> {
                 "write for example config = \"/etc/haproxy/gpudeck.d\"".to_owned(),
             ));
         }
+        if gateway.config.is_some() && gateway.runtime_only {
+            return Err((
+                "runtime_only",
+                format!("gateway `{name}`: with `config` nothing is told at run time only"),
+                "leave out `runtime_only`, or `config` where the sections are to stay a person's"
+                    .to_owned(),
+            ));
+        }
     }
     if let Some(endpoints) = &deck.endpoints {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -355,6 +363,20 @@ steps = [{ weight = 10 }, { bake = "5m" }, { analyse = "default" }, { approve = 
         assert!(with("max_unavailable = \"101%\"").unwrap_err().contains("100%"));
         let scale = GOOD.replace("{ weight = 10 }", "{ scale = \"120%\" }");
         assert!(parse_service(&scale, "services/chat.toml").unwrap_err().message.contains("100%"));
+    }
+
+    #[test]
+    fn a_gateway_is_written_or_told_at_run_time_only() {
+        let with = |lines: &str| {
+            let deck = "id = \"018f4d8e-0000-7000-8000-000000000000\"\nname = \"shop\"\n[hosts.box]\n\
+                [gateways.main]\nhost = \"box\"\nsocket = \"/s\"\n";
+            parse_deck(&(deck.to_owned() + lines), "deck.toml")
+        };
+        assert!(!with("").unwrap().gateways.values().any(|g| g.runtime_only));
+        assert!(with("runtime_only = true").unwrap().gateways.values().all(|g| g.runtime_only));
+        let both = with("config = \"/d\"\nruntime_only = true").unwrap_err();
+        assert!(both.message.contains("`config`") && both.hint().is_some(), "{both}");
+        assert_eq!(both.line, Some(8));
     }
 
     #[test]

@@ -75,6 +75,14 @@ fn the_gateway_is_gone() {
         ),
     );
     deck.write("services/chat.toml", COMMAND);
+    // Its HAProxy forgets what it is told when it reloads: nothing is begun until somebody accepts that.
+    for verb in ["plan", "apply"] {
+        let hints = ["config = ", "runtime_only = true"];
+        deck.refused(&format!("{verb} chat"), 1, &["main", "`config`"], &hints);
+    }
+    deck.nothing_was_done("chat");
+    let accepted = std::fs::read_to_string(deck.person.deck().join("deck.toml")).unwrap();
+    deck.write("deck.toml", &(accepted + "runtime_only = true\n"));
     let applied = deck.run("apply chat --wait --timeout 6s");
     assert_eq!(applied.code(), Some(4), "{applied:#?}");
     assert!(applied.stdout.contains("gone.sock"), "{applied:#?}");

@@ -56,6 +56,26 @@ fn a_gateway_that_forgets_is_told() {
 }
 
 #[test]
+fn a_gateway_that_forgets_is_refused_until_somebody_accepts_it() {
+    let refused = of("gateways = [\"a\", \"b\"]").unwrap().last().unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Invalid);
+    assert!(refused.message.starts_with("the gateways a, b have no `config`"), "{refused:?}");
+    let hint = refused.hint.unwrap();
+    assert!(hint.contains("config = ") && hint.contains("runtime_only = true"), "{hint}");
+    let (mut deck, spec) = read("gateways = [\"a\", \"b\"]");
+    let last = |deck: &DeckSpec| {
+        Gateways::of(deck, &"chat".parse().unwrap(), &spec).unwrap().last().map_err(|e| e.message)
+    };
+    deck.gateways.values_mut().next().unwrap().runtime_only = true;
+    assert!(last(&deck).unwrap_err().starts_with("the gateway b has no `config`"));
+    deck.gateways.values_mut().last().unwrap().config = Some("/b.d".to_owned());
+    assert_eq!(last(&deck), Ok(()));
+    // It stays told.
+    let told = Gateways::of(&deck, &"chat".parse().unwrap(), &spec).unwrap().forgetful().unwrap();
+    assert!(told.starts_with("the gateway a has no `config`"), "{told}");
+}
+
+#[test]
 fn what_haproxy_has_not_read_is_told() {
     let (deck, _) = read("");
     let gateway = deck.gateways.values().next().unwrap();
