@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{failed, io_refusal};
 use super::neighbours::{Neighbour, Note, Notes};
+use super::process::now;
 use super::rank;
 use super::state::{self, LOCK_WAIT, StateDir};
 use crate::base::text::clean;
@@ -50,8 +51,9 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn held(&self) -> Refusal {
-        Refusal::Held { held: self.epoch, holder: self.holder.clone(), until: self.until }
+    fn held(&self, now: Timestamp) -> Refusal {
+        let until = end_of(self.until, now);
+        Refusal::Held { held: self.epoch, holder: self.holder.clone(), until }
     }
 
     fn note(&self, running: usize) -> Note {
@@ -95,13 +97,13 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
             Ok(Claim { since: claim.since, ..grant(asked.0) })
         }
         // Somebody took the host since: even when that lease has ended the asker must notice.
-        (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held()),
+        (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held(now)),
         (Some(claim), _)
             if end_of(claim.until, now) > now
                 && !ask.force
                 && !is_same_holder(&claim.holder, &ask.holder) =>
         {
-            Err(claim.held())
+            Err(claim.held(now))
         }
         // An epoch from before the state directory was lost must not be granted twice.
         (_, asked) => Ok(grant(held_epoch.max(asked.map_or(0, |e| e.0)).saturating_add(1))),
@@ -121,7 +123,7 @@ fn beside(
         if is_new { other.is_in_the_way(&granted.holder, now) } else { is_later }
     };
     if let Some(other) = others.iter().find(taken).filter(|_| !force) {
-        return Err(other.refusal());
+        return Err(other.refusal(now));
     }
     let latest = others.iter().map(|other| other.note.epoch.0.saturating_add(1)).max();
     Ok(if is_new { granted.epoch.max(Epoch(latest.unwrap_or(0))) } else { granted.epoch })
@@ -204,7 +206,7 @@ pub fn claim(state: &StateDir, deck: DeckId, ask: &Ask, now: Timestamp) -> Resul
                 let epoch = before.map_or(Epoch(0), |claim| claim.epoch);
                 let withdrawn = Claim { epoch, until: Timestamp(0), ..granted };
                 let _ = notes.write(&withdrawn.note(running), true);
-                return Err(other.refusal());
+                return Err(other.refusal(now));
             }
         }
         state::write_json(&path, &granted).map_err(|e| io_refusal(&e, "write", &path))?;
@@ -246,9 +248,9 @@ pub fn check(state: &StateDir, deck: DeckId, epoch: Epoch) -> Result<(), Refusal
         Some(claim) if claim.epoch == epoch => {
             let others = Notes::of(state, deck).map(|notes| notes.others()).unwrap_or_default();
             let later = |o: &&Neighbour| o.note.epoch >= epoch && !o.is_of(&claim.holder);
-            others.iter().find(later).map_or(Ok(()), |other| Err(other.refusal()))
+            others.iter().find(later).map_or(Ok(()), |other| Err(other.refusal(now())))
         }
-        Some(claim) => Err(claim.held()),
+        Some(claim) => Err(claim.held(now())),
         None => Err(failed("nobody has claimed this host for the deck; claim it first")),
     }
 }
@@ -313,6 +315,10 @@ mod tests {
         let told = |until| held(until).info(NOW).until;
         assert_eq!(told(longest.0), longest);
         assert_eq!(told(longest.0 + 1), NOW);
+        let refused = |until| decide(Some(&held(until)), &ask(Some(3), "b", false), NOW);
+        let refusal = |until| Refusal::Held { held: Epoch(4), holder: "a".to_owned(), until };
+        assert_eq!(refused(longest.0), Err(refusal(longest)));
+        assert_eq!(refused(longest.0 + 1), Err(refusal(NOW)), "as it is told elsewhere");
         let note = Note {
             epoch: Epoch(3),
             holder: "b".to_owned(),

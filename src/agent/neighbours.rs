@@ -75,8 +75,9 @@ impl Neighbour {
     }
 
     /// It is this one's.
-    pub fn refusal(&self) -> Refusal {
-        Refusal::Held { held: self.note.epoch, holder: self.named(), until: self.note.until }
+    pub fn refusal(&self, now: Timestamp) -> Refusal {
+        let until = end_of(self.note.until, now);
+        Refusal::Held { held: self.note.epoch, holder: self.named(), until }
     }
 
     /// For people and other controllers.
@@ -226,7 +227,7 @@ mod tests {
         assert!(in_the_way(note("a", NOW.0, 1), "b"));
         assert!(!in_the_way(note("a", NOW.0, 0), "b"));
         assert!(!in_the_way(note("a", NOW.0 + 1, 1), "a"));
-        let refusal = of(note("a", 1, 0)).refusal();
+        let refusal = of(note("a", 1, 0)).refusal(NOW);
         assert!(refusal.to_string().contains("held by a, there as user alice"), "{refusal}");
     }
 

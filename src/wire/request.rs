@@ -459,13 +459,13 @@ pub enum RankStatus {
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// Another controller holds this host for the deck.
-    #[error("the host is held by {holder} (epoch {}, lease ends {until})", held.0)]
+    #[error("the host is held by {holder} (epoch {}, lease until {until})", held.0)]
     Held {
         /// The host's epoch.
         held: Epoch,
         /// Who holds it.
         holder: String,
-        /// When that lease ends, by the host's clock.
+        /// When that lease ends, or ended, by the host's clock.
         until: Timestamp,
     },
     /// A device has too little free memory now.
