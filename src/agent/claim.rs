@@ -48,6 +48,9 @@ pub struct Claim {
     /// Since when it has this epoch, by this host's clock.
     #[serde(default)]
     pub since: Timestamp,
+    /// When its holder was there last, by this host's clock; none: it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Timestamp>,
 }
 
 impl Claim {
@@ -57,13 +60,13 @@ impl Claim {
     }
 
     fn note(&self, running: usize) -> Note {
-        let (holder, since, until) = (self.holder.clone(), self.since, self.until);
-        Note { epoch: self.epoch, holder, since, until, running }
+        let Self { epoch, since, until, renewed, .. } = *self;
+        Note { epoch, holder: self.holder.clone(), since, until, renewed, running }
     }
 
     fn info(self, now: Timestamp) -> ClaimInfo {
-        let Self { epoch, holder, since, until, .. } = self;
-        ClaimInfo { epoch, holder, since, until: end_of(until, now), now }
+        let Self { epoch, holder, since, until, renewed, .. } = self;
+        ClaimInfo { epoch, holder, since, until: end_of(until, now), renewed, now }
     }
 }
 
@@ -90,11 +93,14 @@ fn decide(held: Option<&Claim>, ask: &Ask, now: Timestamp) -> Result<Claim, Refu
         holder: holder.clone(),
         until,
         since: now,
+        renewed: Some(now),
     };
     let held_epoch = held.map_or(now.0 / 1000, |c| c.epoch.0);
     match (held, ask.epoch) {
         (Some(claim), Some(asked)) if asked == claim.epoch => {
-            Ok(Claim { since: claim.since, ..grant(asked.0) })
+            // Given back to whom it was taken from: when that one was there last this host no longer knows.
+            let renewed = Some(now).filter(|_| is_same_holder(&claim.holder, &ask.holder));
+            Ok(Claim { since: claim.since, renewed, ..grant(asked.0) })
         }
         // Somebody took the host since: even when that lease has ended the asker must notice.
         (Some(claim), Some(asked)) if asked < claim.epoch && !ask.force => Err(claim.held(now)),
@@ -278,7 +284,27 @@ mod tests {
             holder: "a".to_owned(),
             until: Timestamp(until),
             since: Timestamp(1),
+            renewed: None,
         }
+    }
+
+    #[test]
+    fn when_its_holder_was_there_last_is_told() {
+        let renewed = |holder: &str, lease| {
+            let ask = Ask { lease, ..ask(Some(4), holder, false) };
+            let claim = decide(Some(&held(NOW.0 + 1)), &ask, NOW).unwrap();
+            let info = claim.info(NOW);
+            (info.renewed, info.until)
+        };
+        let lease = Duration::from_secs(10);
+        assert_eq!(renewed("a", lease), (Some(NOW), NOW.plus(lease)));
+        assert_eq!(renewed("a", Duration::ZERO), (Some(NOW), NOW), "a controller that is stopped");
+        assert_eq!(renewed("b", Duration::ZERO), (None, NOW), "given back to b, who is not there");
+        // What an earlier version wrote, and what one reads.
+        let old = r#"{"version":1,"epoch":4,"holder":"a","until":9,"since":1}"#;
+        let claim: Claim = serde_json::from_str(old).unwrap();
+        assert_eq!((claim.renewed, claim.note(0).renewed), (None, None));
+        assert_eq!(serde_json::to_string(&claim).unwrap(), old);
     }
 
     #[test]
@@ -324,6 +350,7 @@ mod tests {
             holder: "b".to_owned(),
             since: NOW,
             until: longest,
+            renewed: None,
             running: 0,
         };
         let bob =
@@ -358,8 +385,8 @@ mod tests {
     fn what_another_user_of_the_host_holds_is_respected_and_outdone_by_force() {
         let other = |epoch, until, running| {
             let (holder, since) = ("b".to_owned(), Timestamp(1));
-            let note =
-                Note { epoch: Epoch(epoch), holder, since, until: Timestamp(until), running };
+            let (epoch, until, renewed) = (Epoch(epoch), Timestamp(until), None);
+            let note = Note { epoch, holder, since, until, renewed, running };
             [Neighbour { user: "bob".to_owned(), note }]
         };
         let epoch = |others: &[Neighbour], is_new, force| {

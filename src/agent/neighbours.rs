@@ -44,6 +44,9 @@ pub struct Note {
     pub since: Timestamp,
     /// Until when, by this host's clock.
     pub until: Timestamp,
+    /// When its holder was there last, by this host's clock; none: it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Timestamp>,
     /// How many engines of the deck ran as this user when it was written.
     pub running: usize,
 }
@@ -82,8 +85,9 @@ impl Neighbour {
 
     /// For people and other controllers.
     pub fn info(&self, now: Timestamp) -> ClaimInfo {
-        let Note { epoch, since, until, .. } = self.note;
-        ClaimInfo { epoch, holder: self.named(), since, until: end_of(until, now), now }
+        let Note { epoch, since, until, renewed, .. } = self.note;
+        let until = end_of(until, now);
+        ClaimInfo { epoch, holder: self.named(), since, until, renewed, now }
     }
 }
 
@@ -199,7 +203,7 @@ mod tests {
 
     fn note(holder: &str, until: u64, running: usize) -> Note {
         let (epoch, since, until) = (Epoch(5), Timestamp(1), Timestamp(until));
-        Note { epoch, holder: holder.to_owned(), since, until, running }
+        Note { epoch, holder: holder.to_owned(), since, until, renewed: None, running }
     }
 
     fn deck() -> DeckId {

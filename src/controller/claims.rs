@@ -107,6 +107,8 @@ pub struct Other {
     pub since: Option<Timestamp>,
     /// When its lease ends, or ended.
     pub until: Timestamp,
+    /// When it was there last; none if the host did not say.
+    renewed: Option<Timestamp>,
     /// As the host said it.
     held: Epoch,
     until_there: Timestamp,
@@ -118,6 +120,13 @@ impl Other {
         self.until <= now
     }
 
+    /// When it was there last: as its lease tells where the host did not say, which one that was stopped has ended
+    /// early.
+    pub fn was_there(&self) -> Timestamp {
+        let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+        self.renewed.unwrap_or_else(|| Timestamp(self.until.0.saturating_sub(lease)))
+    }
+
     fn refusal(&self) -> Refusal {
         Refusal::Held { held: self.held, holder: self.holder.clone(), until: self.until_there }
     }
@@ -125,7 +134,7 @@ impl Other {
     /// Who had it before a take-over that came to nothing: its lease has ended with that.
     fn before_us(holder: String) -> Self {
         let here = now();
-        Self { holder, since: None, until: here, held: Epoch(0), until_there: here }
+        Self { holder, since: None, until: here, renewed: None, held: Epoch(0), until_there: here }
     }
 
     fn of(info: &ClaimInfo) -> Self {
@@ -142,6 +151,7 @@ impl Other {
             holder: info.holder.clone(),
             since: (info.since.0 > 0).then(|| local(info.since)),
             until: local(info.until),
+            renewed: info.renewed.map(local),
             held: info.epoch,
             until_there: info.until,
         }

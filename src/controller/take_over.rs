@@ -11,13 +11,13 @@ pub use self::found::Found;
 use self::found::{Aged, some_at_a_time};
 use super::absence::believable;
 use super::actions::{self, Actions, Means};
-use super::claims::{Claims, LEASE};
+use super::claims::{Claims, LEASE, Other};
 use super::company::in_words;
 use super::core::{Core, now};
 use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::turns::{Token, Turn};
 use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
-use crate::base::{DeckId, Hint, HostName, ServiceName, Timestamp};
+use crate::base::{DeckId, Hint, HostName, ServiceName};
 use crate::fleet::HostLink;
 use crate::rollout::{LentTo, ServiceState};
 use crate::wire::is_same_holder;
@@ -111,10 +111,8 @@ async fn take(
     };
     match read.and_then(|found| may_go_on(&found, force).map(|()| found)) {
         Ok(found) => {
-            let last = others.values().map(|o| o.until).max().unwrap_or_default();
-            let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+            let renewed = others.values().map(Other::was_there).max().unwrap_or_default();
             let taken = reached.iter().map(|link| link.host().clone()).collect();
-            let renewed = Timestamp(last.0.saturating_sub(lease));
             Ok(Found { renewed, taken, left_out, ..found })
         }
         Err(error) => {

@@ -218,6 +218,9 @@ pub struct ClaimInfo {
     pub since: Timestamp,
     /// When the lease ends (or ended), by the host's clock.
     pub until: Timestamp,
+    /// When its holder was there last, by the host's clock; none: an earlier version granted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Timestamp>,
     /// The host's clock now.
     pub now: Timestamp,
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 
 use super::*;
-use crate::base::{Epoch, ReleaseNumber, ReplicaKey};
+use crate::base::{Epoch, ReleaseNumber, ReplicaKey, Timestamp};
 use crate::controller::left_out::LeftOut;
 use crate::controller::owed::Owed;
 use crate::fleet::{DialStream, LinkError};
@@ -50,6 +50,7 @@ impl Host {
             holder: holder.to_owned(),
             since: long_ago,
             until: Timestamp(2_000),
+            renewed: None,
             now: now(),
         };
         Arc::new(Self {
@@ -137,6 +138,27 @@ async fn half_taken(claims: &Claims) -> (Arc<Host>, Arc<Host>) {
     assert!(error.message.starts_with("the state on h2 was not read"), "{error:?}");
     *two.breaks.lock().unwrap() = false;
     (one, two)
+}
+
+#[tokio::test]
+async fn since_when_nobody_was_there_is_as_the_hosts_say() {
+    let absent_since = async |renewed: Option<Timestamp>, until: Timestamp| {
+        let dir = tempfile::tempdir().unwrap();
+        let (claims, one) = (bob(&dir, 3), Host::held_by("h1", ADA));
+        let info = one.claim.lock().unwrap().clone().unwrap();
+        *one.claim.lock().unwrap() = Some(ClaimInfo { until, renewed, ..info });
+        take(&claims, DECK, &links(&[&one]), 3, false).await.unwrap().renewed
+    };
+    // The moments are told as ages, so they are off by what passes until the answer is there.
+    let about = |found: Timestamp, wanted: Timestamp| {
+        assert!(found >= wanted && found.since(wanted) < LEASE / 2, "{found} {wanted}");
+    };
+    let ended = Timestamp(now().0 - 60_000);
+    about(absent_since(Some(ended), ended).await, ended);
+    let last = Timestamp(ended.0 - 25_000);
+    about(absent_since(Some(last), ended).await, last);
+    // An agent of before does not say: no less than what may be.
+    about(absent_since(None, ended).await, Timestamp(ended.0 - 30_000));
 }
 
 #[tokio::test]

@@ -169,6 +169,7 @@ impl SimHostState {
             holder: held.holder.clone(),
             since: held.since,
             until: wall().plus(LEASE),
+            renewed: Some(wall()),
             now: wall(),
         }))
     }
