@@ -129,7 +129,7 @@ pub enum Intent {
     Pause {
         /// Which service.
         service: ServiceName,
-        /// Why, for the audit trail.
+        /// Why: for the events and the audit trail.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
@@ -137,7 +137,7 @@ pub enum Intent {
     Resume {
         /// Which service.
         service: ServiceName,
-        /// Why, for the audit trail.
+        /// Why: for the events and the audit trail.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },

@@ -174,5 +174,6 @@ fn pause_that_ends(view: &ServiceView, intent: &Intent) -> Option<String> {
     }
     let rollout = view.rollout.as_ref().filter(|r| r.outcome.is_none() && r.paused.is_some())?;
     let by = rollout.paused_by.as_ref().map(|by| format!(" of {by}"));
-    Some(format!(", which ends the pause{}", by.unwrap_or_default()))
+    let why = rollout.paused_why.as_ref().map(|why| format!(" ({why})"));
+    Some(format!(", which ends the pause{}{}", by.unwrap_or_default(), why.unwrap_or_default()))
 }

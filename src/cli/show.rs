@@ -413,8 +413,10 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
 
 /// What a rollout waits for, and how a person can go on.
 fn held(rollout: &Rollout) -> Option<String> {
-    if rollout.paused.is_some() {
-        return Some("paused; `gpudeck rollout resume` goes on".to_owned());
+    if let Some(since) = rollout.paused {
+        let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+        let why = rollout.paused_why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        return Some(format!("paused{by} since {since}{why}; `gpudeck rollout resume` goes on"));
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("bakes until {until}"),
@@ -458,6 +460,20 @@ fn percent(value: Option<f64>) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_paused_it_since_when_and_why_is_told() {
+        let mut services = crate::tui::fixture::rich().services.into_values();
+        let mut rollout = services.find_map(|service| service.rollout).unwrap();
+        rollout.paused = Some(crate::api::Timestamp(0));
+        let told = |rollout: &Rollout| held(rollout).unwrap();
+        assert!(told(&rollout).starts_with("paused since 1970-"), "{}", told(&rollout));
+        rollout.paused_by = Some("ann".to_owned());
+        rollout.paused_why = Some("wait for ops".to_owned());
+        let words = told(&rollout);
+        assert!(words.starts_with("paused by ann since 1970-"), "{words}");
+        assert!(words.contains(": wait for ops; `gpudeck rollout resume`"), "{words}");
+    }
 
     #[test]
     fn more_than_wanted_is_told_as_on_the_screen() {

@@ -179,7 +179,7 @@ impl Core {
             Some((&entry.service, forward(state, release)?.paused.is_some()))
         });
         let rolling: Vec<_> = rolling.map(|(service, paused)| (service.clone(), paused)).collect();
-        let by_whom = || by.to_owned();
+        let (by_whom, why) = (|| by.to_owned(), || reason.clone());
         let mut changes = match what {
             GroupSteer::Pause => group.paused.is_none(),
             GroupSteer::Resume => group.paused.is_some(),
@@ -187,8 +187,8 @@ impl Core {
         };
         for (service, paused) in rolling {
             let kind = match what {
-                GroupSteer::Pause if !paused => EventKind::Paused { by: by_whom() },
-                GroupSteer::Resume if paused => EventKind::Resumed { by: by_whom() },
+                GroupSteer::Pause if !paused => EventKind::Paused { by: by_whom(), reason: why() },
+                GroupSteer::Resume if paused => EventKind::Resumed { by: by_whom(), reason: why() },
                 _ => continue,
             };
             self.on_service(&service, kind)?;

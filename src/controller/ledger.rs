@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+pub(super) use self::words::because;
 use self::words::{deck_words, event_words};
 use super::deck_ledger::DeckRecord;
 use super::record::{DeckState, Record};

@@ -1,5 +1,6 @@
 //! What happened to a service, in words: pure, from the state before and after an event.
 
+use super::ledger::because;
 use crate::api::{EventLine, Severity};
 use crate::base::{Timestamp, text};
 use crate::rollout::{
@@ -29,16 +30,20 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         }
     }
     match kind {
-        EventKind::Paused { by } => story.info(format!("{by} pauses the rollout")),
-        EventKind::Resumed { by } => story.info(format!("{by} resumes the rollout")),
-        EventKind::Promoted { by, all: false, .. } => {
-            story.info(format!("{by} promotes{}", pause_ended(before, after)));
+        EventKind::Paused { by, reason } => {
+            story.info(format!("{by} pauses the rollout{}", because(reason.as_deref())));
         }
-        EventKind::Promoted { by, all: true, .. } => {
-            story.info(format!("{by} promotes to the end{}", pause_ended(before, after)));
+        EventKind::Resumed { by, reason } => {
+            story.info(format!("{by} resumes the rollout{}", because(reason.as_deref())));
         }
-        EventKind::Retried { by } => {
-            story.info(format!("{by} tries again what failed{}", pause_ended(before, after)));
+        EventKind::Promoted { by, all, reason, .. } => {
+            let (pause, why) = (pause_ended(before, after), because(reason.as_deref()));
+            let how_far = if *all { " to the end" } else { "" };
+            story.info(format!("{by} promotes{how_far}{pause}{why}"));
+        }
+        EventKind::Retried { by, reason } => {
+            let (pause, why) = (pause_ended(before, after), because(reason.as_deref()));
+            story.info(format!("{by} tries again what failed{pause}{why}"));
         }
         EventKind::Skipped { by, reason } => {
             let gate = before.skippable().unwrap_or_default();
@@ -307,6 +312,52 @@ mod tests {
     use crate::rollout::{
         Event, LimitRule, RankPlan, Release, ReplicaPlan, RolloutKind, StartRefusal, step,
     };
+
+    /// Whoever comes next wants to know who holds it and what for; a journal of before has no reason.
+    #[test]
+    fn why_somebody_holds_a_rollout_is_told_and_kept_until_it_goes_on() {
+        let service = "chat".parse().unwrap();
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let release = crate::controller::saved::tests::release(deck, &service);
+        let mut state = ServiceState::new(service);
+        let begun = EventKind::RolloutRequested {
+            release: Box::new(release),
+            kind: RolloutKind::Apply,
+            by: "ada".to_owned(),
+            limits: LimitRule::default(),
+            of_group: None,
+        };
+        step(&mut state, &Event { at: Timestamp(1_000), kind: begun });
+        let mut tell = |at: u64, event: &str| {
+            let event: Event =
+                serde_json::from_str(&format!("{{\"at\":{at},\"event\":{event}}}")).unwrap();
+            let before = state.clone();
+            step(&mut state, &event);
+            let told = narrate(&before, &state, &event.kind).into_iter().next().unwrap().text;
+            let rollout = state.active_rollout().unwrap();
+            (told, rollout.paused_by.clone(), rollout.paused_why.clone())
+        };
+        let by = Some("ada".to_owned());
+        assert_eq!(
+            tell(2_000, r#""paused","by":"ada","reason":"the switch is changed""#),
+            (
+                "ada pauses the rollout: the switch is changed".to_owned(),
+                by.clone(),
+                Some("the switch is changed".to_owned())
+            )
+        );
+        assert_eq!(
+            tell(3_000, r#""resumed","by":"bob","reason":"it is in""#),
+            ("bob resumes the rollout: it is in".to_owned(), None, None)
+        );
+        let plain = ("ada pauses the rollout".to_owned(), by, None);
+        assert_eq!(tell(4_000, r#""paused","by":"ada""#), plain);
+        assert_eq!(tell(5_000, r#""resumed","by":"bob""#).1, None);
+        assert_eq!(tell(6_000, r#""paused","by":"ada","reason":" ""#), plain, "nothing was said");
+        let ended = tell(7_000, r#""promoted","by":"bob","all":true,"reason":"it is late""#);
+        let words = "bob promotes to the end, which ends the pause of ada: it is late".to_owned();
+        assert_eq!(ended, (words, None, None));
+    }
 
     /// A host that left the deck refuses every start: that is told once, not at every attempt.
     #[test]

@@ -95,9 +95,9 @@ mod tests {
         let turn: Vec<Record> = [
             (&chat, requested(&chat)),
             (&code, requested(&code)),
-            (&chat, EventKind::Paused { by: by() }),
+            (&chat, EventKind::Paused { by: by(), reason: None }),
             (&code, EventKind::Aborted { by: by(), reason: None }),
-            (&chat, EventKind::Resumed { by: by() }),
+            (&chat, EventKind::Resumed { by: by(), reason: None }),
         ]
         .into_iter()
         .zip(1..)

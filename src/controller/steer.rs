@@ -335,7 +335,8 @@ impl Core {
     pub(super) fn retry(&mut self, service: ServiceName, request: Request, reply: Reply) {
         let is_held = self.state.services.get(&service).is_some_and(ServiceState::retryable);
         if is_held && request.agreed.is_none() {
-            let retried = self.on_service(&service, EventKind::Retried { by: request.by });
+            let (by, reason) = (request.by, request.reason);
+            let retried = self.on_service(&service, EventKind::Retried { by, reason });
             return self.answer(reply, retried);
         }
         match self.retry_target(&service) {

@@ -31,7 +31,7 @@ impl Decider<'_> {
             EventKind::RolloutRequested { release, kind, by, limits, of_group } => {
                 self.begin_rollout(release, *kind, by, *limits, *of_group);
             }
-            EventKind::Paused { by } => self.pause(by),
+            EventKind::Paused { by, reason } => self.pause(by, reason.as_deref()),
             EventKind::Resumed { .. } => self.resume(),
             EventKind::Promoted { all, by, step, reason } => {
                 self.promote(*all, *step, by, reason.as_deref());
@@ -123,6 +123,7 @@ impl Decider<'_> {
             gate: None,
             paused: None,
             paused_by: None,
+            paused_why: None,
             began: now,
             progress: now,
             by: text::clean(by, 100),
@@ -144,7 +145,7 @@ impl Decider<'_> {
         self.state.rollout.as_mut().filter(|r| r.outcome.is_none())
     }
 
-    fn pause(&mut self, by: &str) {
+    fn pause(&mut self, by: &str, why: Option<&str>) {
         let now = self.now();
         let pausable = self.active().filter(|r| {
             r.direction == Direction::Forward
@@ -162,6 +163,7 @@ impl Decider<'_> {
             rollout.shift_step(owed.unwrap_or_default());
             rollout.paused = Some(now);
             rollout.paused_by = Some(by.to_owned());
+            rollout.paused_why = why.filter(|why| !why.trim().is_empty()).map(str::to_owned);
         }
     }
 
@@ -173,6 +175,7 @@ impl Decider<'_> {
             // The time of the pause does not count: the step's clock is moved by it, the progress
             // clock starts again (Nomad's rule).
             rollout.paused_by = None;
+            rollout.paused_why = None;
             let pause = now.since(since.max(rollout.step_since));
             // What a hold lasts beyond the pause counts when it ends.
             if let Some(held) = &mut self.state.held {

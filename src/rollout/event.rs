@@ -55,11 +55,17 @@ pub enum EventKind {
     Paused {
         /// Who.
         by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Go on after a pause.
     Resumed {
         /// Who.
         by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Pass the gate that holds it, or go on to the next step.
     Promoted {
@@ -78,6 +84,9 @@ pub enum EventKind {
     Retried {
         /// Who.
         by: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Do not wait for the gate that holds it.
     Skipped {

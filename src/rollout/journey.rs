@@ -213,6 +213,7 @@ impl Decider<'_> {
             rollout.gate = None;
             rollout.paused = None;
             rollout.paused_by = None;
+            rollout.paused_why = None;
             rollout.progress = now;
         }
         self.give_back_kept();
@@ -261,6 +262,7 @@ impl Decider<'_> {
         rollout.gate = None;
         rollout.paused = None;
         rollout.paused_by = None;
+        rollout.paused_why = None;
         rollout.outcome = Some(outcome.clone());
         rollout.ended = Some(now);
         let release = rollout.to;

@@ -86,7 +86,7 @@ pub(super) fn over(state: &ServiceState, taken_back: bool) -> Result<ServiceStat
     if rollout.direction == Direction::Forward && (taken_back || failed) {
         world.feed_at(now, EventKind::Aborted { by, reason: None });
     } else if rollout.paused.is_some() {
-        world.feed_at(now, EventKind::Resumed { by });
+        world.feed_at(now, EventKind::Resumed { by, reason: None });
     } else {
         world.feed_at(now, EventKind::Tick);
     }

@@ -223,6 +223,9 @@ pub struct Rollout {
     /// By whom.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_by: Option<String>,
+    /// Why, in their words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_why: Option<String>,
     /// When it began.
     pub began: Timestamp,
     /// When something last went forward: the progress clock.

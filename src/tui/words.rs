@@ -100,7 +100,9 @@ pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
         return None;
     }
     if let Some(paused) = rollout.paused {
-        return Some(format!("PAUSED for {}", whole(now.since(paused))));
+        let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+        let why = rollout.paused_why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        return Some(format!("PAUSED for {}{by}{why}", whole(now.since(paused))));
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("baking, {} left", left(now, *until)),

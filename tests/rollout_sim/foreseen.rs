@@ -111,7 +111,7 @@ fn what_a_rollout_leaves_is_foreseen() {
         }
     }
     // Who has paused it gives way.
-    world.by_ada(|by| EventKind::Paused { by });
+    world.by_ada(|by| EventKind::Paused { by, reason: None });
     assert_eq!(state_when_over(&world.state, false).unwrap().stable, Some(ReleaseNumber(2)));
     assert_eq!(state_when_over(&serving(3, 1).state, true), None);
 }

@@ -161,13 +161,13 @@ fn a_pause_keeps_a_commands_result_for_later() {
     let mut world = serving(3, 1);
     world.request(&with_steps(3, 3, smoke("ok")), RolloutKind::Apply, Nature::Good);
     assert!(world.run_until(HOUR, runs));
-    world.by_ada(|by| EventKind::Paused { by });
+    world.by_ada(|by| EventKind::Paused { by, reason: None });
     let over = |w: &World| {
         w.state.rollout.as_ref().unwrap().run.as_ref().is_some_and(|r| r.ended.is_some())
     };
     assert!(world.run_until(HOUR, over));
     assert_eq!(world.state.active_rollout().unwrap().step, 1);
-    world.by_ada(|by| EventKind::Resumed { by });
+    world.by_ada(|by| EventKind::Resumed { by, reason: None });
     assert_eq!(world.state.active_rollout().unwrap().step, 2);
 }
 
@@ -183,7 +183,7 @@ fn retry_runs_the_command_again_and_the_rollout_goes_on() {
     let before = world.state.clone();
     world.by_ada(|by| EventKind::Skipped { by, reason: "no".to_owned() });
     assert_eq!(world.state, before);
-    world.by_ada(|by| EventKind::Retried { by });
+    world.by_ada(|by| EventKind::Retried { by, reason: None });
     let Some(Gate::Run { attempt, .. }) = gate(&world) else { panic!("{:?}", gate(&world)) };
     assert_eq!(attempt, Attempt::FIRST.next());
     assert!(world.run_until(HOUR, ended));
@@ -207,11 +207,11 @@ fn retry_starts_the_replica_that_failed_again() {
     };
     assert!(failed(&world));
     // It still crashes, so it is held again, with a new attempt.
-    world.by_ada(|by| EventKind::Retried { by });
+    world.by_ada(|by| EventKind::Retried { by, reason: None });
     assert!(!failed(&world));
     assert!(world.run_until(HOUR, held));
     world.natures.insert(R2, Nature::Good);
-    world.by_ada(|by| EventKind::Retried { by });
+    world.by_ada(|by| EventKind::Retried { by, reason: None });
     assert!(world.run_until(HOUR, ended));
     assert_eq!(*outcome(&world), Outcome::Completed);
     assert!(world.lowest_ready >= 2);
@@ -225,7 +225,7 @@ fn retry_measures_an_inconclusive_analysis_again_and_changes_nothing_else() {
     // Nothing has failed: there is nothing to try again.
     assert!(world.run_until(HOUR, |w| matches!(gate(w), Some(Gate::Bake { .. }))));
     let before = world.state.clone();
-    world.by_ada(|by| EventKind::Retried { by });
+    world.by_ada(|by| EventKind::Retried { by, reason: None });
     assert_eq!(world.state, before);
     assert!(world.run_until(HOUR, |w| matches!(gate(w), Some(Gate::Analyse { .. }))));
     // Without a request it is over after twice its duration.
@@ -233,7 +233,10 @@ fn retry_measures_an_inconclusive_analysis_again_and_changes_nothing_else() {
     let late = state.now.plus(Duration::from_mins(2));
     step(&mut state, &Event { at: late, kind: EventKind::Tick });
     assert!(state.retryable(), "{:?}", state.rollout);
-    step(&mut state, &Event { at: late, kind: EventKind::Retried { by: "ada".to_owned() } });
+    step(
+        &mut state,
+        &Event { at: late, kind: EventKind::Retried { by: "ada".to_owned(), reason: None } },
+    );
     let gate = state.active_rollout().unwrap().gate.clone();
     assert!(matches!(gate, Some(Gate::Analyse { until, .. }) if until > late), "{gate:?}");
 }
@@ -422,9 +425,9 @@ fn a_wish_that_is_called_futile_changes_nothing() {
         [
             EventKind::Promoted { all: false, by: by(), step: None, reason: None },
             EventKind::Promoted { all: true, by: by(), step: None, reason: None },
-            EventKind::Resumed { by: by() },
+            EventKind::Resumed { by: by(), reason: None },
             EventKind::Aborted { by: by(), reason: None },
-            EventKind::Paused { by: by() },
+            EventKind::Paused { by: by(), reason: None },
         ]
     };
     let futile = |world: &World| wishes().map(|w| world.state.futile(&w).is_some());

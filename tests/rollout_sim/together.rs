@@ -224,8 +224,12 @@ impl Together {
             let world = self.world(&service);
             let paused = forward(&world.state, release).map(|r| r.paused.is_some());
             match (what, paused) {
-                (GroupSteer::Pause, Some(false)) => world.by_ada(|by| EventKind::Paused { by }),
-                (GroupSteer::Resume, Some(true)) => world.by_ada(|by| EventKind::Resumed { by }),
+                (GroupSteer::Pause, Some(false)) => {
+                    world.by_ada(|by| EventKind::Paused { by, reason: None })
+                }
+                (GroupSteer::Resume, Some(true)) => {
+                    world.by_ada(|by| EventKind::Resumed { by, reason: None })
+                }
                 _ => {}
             }
             if self.killed_in_between() {

@@ -494,7 +494,7 @@ impl World {
         if self.holds.is_some() {
             self.tell(EventKind::HoldEnded);
         }
-        self.by_ada(|by| EventKind::Resumed { by });
+        self.by_ada(|by| EventKind::Resumed { by, reason: None });
     }
 
     /// A person who passes approvals and gives up what failed or is inconclusive.
@@ -502,7 +502,7 @@ impl World {
         let Some(rollout) = self.state.active_rollout() else { return };
         let paused = rollout.paused.is_some();
         if paused && !self.faults {
-            self.by_ada(|by| EventKind::Resumed { by });
+            self.by_ada(|by| EventKind::Resumed { by, reason: None });
             return;
         }
         match (&rollout.direction, &rollout.gate) {
@@ -514,7 +514,7 @@ impl World {
             {
                 self.retries += 1;
                 self.count("person retries");
-                self.by_ada(|by| EventKind::Retried { by });
+                self.by_ada(|by| EventKind::Retried { by, reason: None });
             }
             (Direction::Forward, Some(Gate::Inconclusive { .. })) if self.rng.one_in(2) => {
                 self.skip();

@@ -81,10 +81,10 @@ impl Since {
                 (&["apply", "undo"], &wish.by, result)
             }
             EventKind::QueueCancelled { by, .. } => (&["cancel_queued"], by, accepted()),
-            EventKind::Paused { by } => (&["pause"], by, accepted()),
-            EventKind::Resumed { by } => (&["resume"], by, accepted()),
+            EventKind::Paused { by, .. } => (&["pause"], by, accepted()),
+            EventKind::Resumed { by, .. } => (&["resume"], by, accepted()),
             EventKind::Promoted { by, .. } => (&["promote"], by, accepted()),
-            EventKind::Retried { by } => (&["retry"], by, accepted()),
+            EventKind::Retried { by, .. } => (&["retry"], by, accepted()),
             EventKind::Skipped { by, .. } => (&["skip"], by, accepted()),
             EventKind::Aborted { by, .. } => (&["abort", "undo"], by, accepted()),
             EventKind::StopRequested { by, .. } => (&["stop"], by, accepted()),

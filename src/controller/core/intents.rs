@@ -91,8 +91,12 @@ impl Core {
                 as_seen.and_then(|()| self.skip(&service, by, reason))
             }
             Intent::CancelQueued { service, .. } => self.cancel_queued(&service, by),
-            Intent::Pause { service, .. } => self.on_rollout(&service, EventKind::Paused { by }),
-            Intent::Resume { service, .. } => self.on_rollout(&service, EventKind::Resumed { by }),
+            Intent::Pause { service, reason } => {
+                self.on_rollout(&service, EventKind::Paused { by, reason })
+            }
+            Intent::Resume { service, reason } => {
+                self.on_rollout(&service, EventKind::Resumed { by, reason })
+            }
             Intent::Promote { service, all, step, reason } => {
                 self.promote(&service, EventKind::Promoted { all, by, step, reason })
             }

@@ -14,7 +14,7 @@ use crate::rollout::{CheckResult, EngineSamples, EventKind, RequestedMove, Start
 const MAX_WORDS: usize = 300;
 
 /// `: why`, or nothing.
-fn because(why: Option<&str>) -> String {
+pub(in crate::controller) fn because(why: Option<&str>) -> String {
     why.filter(|why| !why.trim().is_empty()).map(|why| format!(": {why}")).unwrap_or_default()
 }
 
@@ -95,13 +95,19 @@ pub fn event_words(kind: &EventKind) -> String {
             release.replicas.len(),
             because(release.reason.as_deref())
         ),
-        EventKind::Paused { by } => format!("{by} pauses the rollout"),
-        EventKind::Resumed { by } => format!("{by} resumes the rollout"),
+        EventKind::Paused { by, reason } => {
+            format!("{by} pauses the rollout{}", because(reason.as_deref()))
+        }
+        EventKind::Resumed { by, reason } => {
+            format!("{by} resumes the rollout{}", because(reason.as_deref()))
+        }
         EventKind::Promoted { by, all, reason, .. } => {
             let how_far = if *all { " to the end" } else { "" };
             format!("{by} promotes{how_far}{}", because(reason.as_deref()))
         }
-        EventKind::Retried { by } => format!("{by} tries again what failed"),
+        EventKind::Retried { by, reason } => {
+            format!("{by} tries again what failed{}", because(reason.as_deref()))
+        }
         EventKind::Skipped { by, reason } => {
             format!("{by} skips the gate{}", because(Some(reason)))
         }

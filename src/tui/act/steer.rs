@@ -249,7 +249,9 @@ fn skip(state: &mut State, view: &ServiceView) -> Vec<Effect> {
 fn also_resumes(rollout: &Rollout) -> Option<String> {
     rollout.paused?;
     let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}"));
-    Some(format!("▲ It was paused{}; this also resumes it.", by.unwrap_or_default()))
+    let why = rollout.paused_why.as_ref().map(|why| format!(" ({why})"));
+    let (by, why) = (by.unwrap_or_default(), why.unwrap_or_default());
+    Some(format!("▲ It was paused{by}{why}; this also resumes it."))
 }
 
 fn cancel_queued(state: &mut State, view: &ServiceView) -> Vec<Effect> {

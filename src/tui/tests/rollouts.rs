@@ -547,10 +547,15 @@ fn a_promotion_says_that_it_ends_a_pause() {
         let mut state = rolling(|v| {
             let rollout = v.rollout.as_mut().unwrap();
             (rollout.paused, rollout.paused_by) = (Some(NOW), by.map(str::to_owned));
+            rollout.paused_why = by.map(|_| "wait for ops".to_owned());
         });
-        press(&mut state, "3P");
+        press(&mut state, "3");
+        let held =
+            if by.is_some() { "PAUSED for 0s by ann: wait for ops" } else { "PAUSED for 0s" };
+        assert!(text(&state).contains(held), "{}", text(&state));
+        press(&mut state, "P");
         let wanted = match by {
-            Some(by) => format!("It was paused by {by}; this also resumes it."),
+            Some(by) => format!("It was paused by {by} (wait for ops); this also resumes it."),
             None => "It was paused; this also resumes it.".to_owned(),
         };
         assert!(text(&state).contains(&wanted), "{}", text(&state));

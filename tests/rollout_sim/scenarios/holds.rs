@@ -12,7 +12,7 @@ use crate::world::{Nature, World};
 fn while_paused_nothing_new_begins_but_stable_heals() {
     let mut world = serving(3, 1);
     world.request(&with_steps(3, 0, Vec::new()), RolloutKind::Apply, Nature::Good);
-    world.by_ada(|by| EventKind::Paused { by });
+    world.by_ada(|by| EventKind::Paused { by, reason: None });
     assert!(!world.run_until(HOUR, ended), "its deadline does not run");
     assert_eq!(world.state.condition(), Condition::Held);
     let starts =
@@ -24,7 +24,7 @@ fn while_paused_nothing_new_begins_but_stable_heals() {
         w.state.replicas.values().all(|r| r.attempt.0.get() == 1 || r.phase == Phase::Ready)
     }));
     assert!(starts(&world) > before);
-    world.by_ada(|by| EventKind::Resumed { by });
+    world.by_ada(|by| EventKind::Resumed { by, reason: None });
     assert!(world.run_until(HOUR, ended));
     assert_eq!(*outcome(&world), Outcome::Completed);
 }
@@ -104,10 +104,10 @@ fn a_pause_within_a_hold_and_a_hold_within_a_pause_count_once() {
         let until = bakes_until(&world).unwrap();
         world.tell(held("login-lost"));
         world.run_until(minutes(60), |_| false);
-        world.by_ada(|by| EventKind::Paused { by });
+        world.by_ada(|by| EventKind::Paused { by, reason: None });
         world.run_until(minutes(30), |_| false);
         let hold_ends = |w: &mut World| w.tell(EventKind::HoldEnded);
-        let resumes = |w: &mut World| w.by_ada(|by| EventKind::Resumed { by });
+        let resumes = |w: &mut World| w.by_ada(|by| EventKind::Resumed { by, reason: None });
         if hold_ends_first {
             hold_ends(&mut world)
         } else {

@@ -39,7 +39,7 @@ impl World {
                 if self.state.retryable() {
                     self.count("person retries");
                 }
-                self.by_ada(|by| EventKind::Retried { by });
+                self.by_ada(|by| EventKind::Retried { by, reason: None });
             }
             13 => {
                 if self.rng.one_in(3) {
@@ -108,7 +108,7 @@ impl World {
             5 | 6 => self.old_event(),
             7 => {
                 self.count("person pauses");
-                self.by_ada(|by| EventKind::Paused { by });
+                self.by_ada(|by| EventKind::Paused { by, reason: None });
             }
             _ => {
                 self.count("person resumes or promotes");
@@ -119,7 +119,7 @@ impl World {
                     self.count("person aborts");
                     self.by_ada(|by| EventKind::Aborted { by, reason: None });
                 } else {
-                    self.by_ada(|by| EventKind::Resumed { by });
+                    self.by_ada(|by| EventKind::Resumed { by, reason: None });
                 }
             }
         }
