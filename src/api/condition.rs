@@ -30,6 +30,8 @@ pub enum DeckConditionKind {
     HostsHeld,
     /// Hosts are there and do not let us in any more: rollouts on them are held before their next step.
     LoginLost,
+    /// Replicas of what is stable fail again and again, and are started anew each time.
+    Restarting,
     /// The controller gives way to another version.
     HandingOver,
     /// deck.toml or a spec has a mistake; the last good one stays in force.
@@ -48,11 +50,12 @@ pub enum DeckConditionKind {
 
 impl DeckConditionKind {
     /// All of them, in this order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::JournalUnwritable,
         Self::JournalBehind,
         Self::HostsHeld,
         Self::LoginLost,
+        Self::Restarting,
         Self::HandingOver,
         Self::DeckMistake,
         Self::DeckDiverged,
@@ -69,6 +72,7 @@ impl DeckConditionKind {
             Self::JournalBehind => "journal-behind",
             Self::HostsHeld => "hosts-held",
             Self::LoginLost => "login-lost",
+            Self::Restarting => "restarting",
             Self::HandingOver => "handing-over",
             Self::DeckMistake => "deck-mistake",
             Self::DeckDiverged => "deck-diverged",
@@ -94,13 +98,14 @@ mod tests {
                 DeckConditionKind::JournalBehind => 1,
                 DeckConditionKind::HostsHeld => 2,
                 DeckConditionKind::LoginLost => 3,
-                DeckConditionKind::HandingOver => 4,
-                DeckConditionKind::DeckMistake => 5,
-                DeckConditionKind::DeckDiverged => 6,
-                DeckConditionKind::Drift => 7,
-                DeckConditionKind::StateNotSaved => 8,
-                DeckConditionKind::RemoteUnheard => 9,
-                DeckConditionKind::ClockAhead => 10,
+                DeckConditionKind::Restarting => 4,
+                DeckConditionKind::HandingOver => 5,
+                DeckConditionKind::DeckMistake => 6,
+                DeckConditionKind::DeckDiverged => 7,
+                DeckConditionKind::Drift => 8,
+                DeckConditionKind::StateNotSaved => 9,
+                DeckConditionKind::RemoteUnheard => 10,
+                DeckConditionKind::ClockAhead => 11,
             };
             assert_eq!(place, expected);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());

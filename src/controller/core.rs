@@ -117,6 +117,8 @@ pub struct Core {
     pub(super) clock_told: super::clock::Told,
     /// Hosts that do not let us in (any more), and why.
     pub(super) lost_logins: BTreeMap<HostName, String>,
+    /// What is told of services whose replicas fail again and again.
+    pub(super) restarting: BTreeMap<ServiceName, String>,
     pub(super) shutdown: bool,
     pub(super) views: StaleViews,
     /// While several services are planned together: what those before will have changed.
@@ -284,6 +286,7 @@ impl Core {
         }
         self.tend_tasks();
         self.tend_clock();
+        self.tend_restarts();
         self.tend_hearing();
         self.tend_logins();
         self.tend_probes();

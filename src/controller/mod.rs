@@ -54,6 +54,7 @@ mod pulse;
 mod queued_plan;
 pub mod reach;
 pub mod record;
+mod restarts;
 mod run_command;
 mod runs;
 pub mod sampling;

@@ -28,6 +28,8 @@ pub struct Surroundings<'a> {
     pub elsewhere: Option<&'a str>,
     /// What a gateway has not read of its file, in words.
     pub gateway_file: Option<&'a String>,
+    /// Which of its replicas fail again and again, and what to do.
+    pub restarting: Option<&'a str>,
     /// Plans and how they went.
     pub ledger: &'a Ledger,
     /// What its engines logged of their memory, the oldest first.
@@ -60,6 +62,7 @@ pub fn view(
                 let why = state.traffic_trouble.as_ref()?;
                 Some(format!("the gateway does not do as it is told: {why}"))
             })
+            .or_else(|| around.restarting.map(|words| format!("restarting: {words}")))
             .or_else(|| around.gateway_file.cloned())
             .or_else(|| lends(state)),
     };

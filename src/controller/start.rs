@@ -233,6 +233,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         tasks: super::turns::Tasks::default(),
         lost_logins: std::collections::BTreeMap::new(),
         memory: super::calibration::MemoryReader::default(),
+        restarting: std::collections::BTreeMap::new(),
         shutdown: false,
         views: super::stale_views::StaleViews::default(),
         ahead: super::world::Ahead::default(),

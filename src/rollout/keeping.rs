@@ -167,6 +167,7 @@ impl Decider<'_> {
             **replica = ReplicaState {
                 failures: replica.failures,
                 trouble: replica.trouble.take(),
+                last_failure: replica.last_failure.take(),
                 ..ReplicaState::pending(attempt, now, now.plus(backoff(replica.failures)))
             };
         }

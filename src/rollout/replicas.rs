@@ -57,11 +57,15 @@ impl ReplicaState {
 
     /// Writes a failure into the record.
     pub(super) fn failed(&mut self, now: Timestamp, cause: String) {
-        if self.phase == Phase::Ready && now.since(self.since) >= GOOD_RECORD {
-            self.failures = 0;
-        }
-        self.failures = self.failures.saturating_add(1);
+        self.failures = self.failures_in_a_row(now).saturating_add(1);
+        self.last_failure = Some(cause.clone());
         self.trouble = Some(cause);
+    }
+
+    /// How often it failed in a row: not at all once it has been ready for ten minutes.
+    pub fn failures_in_a_row(&self, now: Timestamp) -> u32 {
+        let is_clean = self.phase == Phase::Ready && now.since(self.since) >= GOOD_RECORD;
+        if is_clean { 0 } else { self.failures }
     }
 }
 
@@ -254,6 +258,7 @@ impl Decider<'_> {
             let next = ReplicaState {
                 failures: replica.failures,
                 trouble: replica.trouble.take(),
+                last_failure: replica.last_failure.take(),
                 ..ReplicaState::pending(next_attempt, now, not_before)
             };
             **replica = next;

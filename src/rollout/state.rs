@@ -110,6 +110,9 @@ pub struct ReplicaState {
     pub running_ranks: u32,
     /// The last thing that went wrong, for people.
     pub trouble: Option<String>,
+    /// Of what the last start failed that counts as one in a row: kept when a later one is ready, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
     /// The ranks that are known to run.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub running: BTreeSet<u32>,
@@ -406,6 +409,7 @@ impl ReplicaState {
             failures: 0,
             running_ranks: 0,
             trouble: None,
+            last_failure: None,
             running: BTreeSet::new(),
             ended: BTreeSet::new(),
             retiring: false,

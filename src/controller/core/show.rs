@@ -90,6 +90,7 @@ impl Core {
             taken: self.taken.get(service).map(|table| table.as_slice()),
             trouble: self.trouble.get(service).map(String::as_str),
             gateway_file: self.gateway_files.get(service).and_then(|f| f.values().next()),
+            restarting: self.restarting.get(service).map(String::as_str),
             ledger: &self.state.ledger,
             memory: self.files.memory.get(service).map(Vec::as_slice).unwrap_or_default(),
         };
