@@ -35,6 +35,7 @@ impl Core {
         // What stands before a checkpoint is not looked for in the trail any more.
         self.audit.is_whole();
         self.state.audited = Some(self.audit.last());
+        self.state.unnoted = self.unnoted.list();
         self.journal.checkpoint(&self.state)
     }
 
@@ -96,6 +97,7 @@ impl Core {
         // to be believed of a file in which a write failed.
         self.audit.is_whole();
         self.state.audited = Some(self.audit.last());
+        self.state.unnoted = self.unnoted.list();
         let written = self.journal.recover(&self.state);
         self.journal_answered(written.as_ref().err());
         if written.is_err() {

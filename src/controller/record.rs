@@ -8,7 +8,7 @@ use super::deck_ledger::{DeckRecord, Ledger};
 use crate::base::{ReleaseNumber, ServiceName};
 use crate::journal::audit::Head;
 use crate::journal::{self, JournalError};
-use crate::rollout::{Event, ServiceState, step};
+use crate::rollout::{Event, Outcome, ServiceState, step};
 
 /// One line of the journal: something happened to a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,20 @@ pub struct DeckState {
     /// The last line of the audit trail when the checkpoint was written: what is missing of it is missed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audited: Option<Head>,
+    /// How releases ended that were not noted in Git yet when the checkpoint was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unnoted: Vec<EndedRelease>,
+}
+
+/// How a release ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedRelease {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Which.
+    pub release: ReleaseNumber,
+    /// How.
+    pub outcome: Outcome,
 }
 
 impl DeckState {

@@ -23,7 +23,7 @@ use crate::base::id::BadName;
 use crate::base::{Bytes, DeckId, Hint, HostName};
 use crate::fleet::{Fleet, FleetOptions};
 use crate::journal::audit::Known;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, RecordKind};
 use crate::revision::{DeckRepo, RevisionError};
 use crate::spec::{DeckSpec, HostSpec, SpecError, Transport, parse_deck};
 use crate::wire::Request;
@@ -122,10 +122,13 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
     let (mut journal, records) = Journal::open(&paths.journal())?;
     let mut state = DeckState::default();
     let mut since = super::auditor::Since::default();
+    let mut ended = super::unnoted::Ended::default();
     for record in &records {
         let unreadable = |e: JournalError| ControllerError::Record(e.to_string());
         since.replay(&mut state, record).map_err(unreadable)?;
+        ended.see(&state, record.kind == RecordKind::Checkpoint);
     }
+    state.unnoted = ended.list();
     let known = Known { mark: state.audited.clone(), is_begun: !state.services.is_empty() };
     let audit = Arc::new(Auditor::open(&paths.dir, &known)?);
     audit.make_good(since, state.audited.as_ref());
@@ -240,6 +243,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         options,
     };
     core.take_files(files);
+    core.note_earlier(&ended);
     if let Err(error) = &renewed {
         core.journal_answered(Some(error));
     } else if core.audit.found_gap().is_some() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::company::hosts_of;
 use super::core::{Core, now};
 use super::fence::Doubt;
+use super::record::{DeckState, EndedRelease};
 use super::turns::Turns;
 use crate::api::Severity;
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
@@ -43,7 +44,57 @@ struct Unsaid {
     told: bool,
 }
 
+/// How releases ended, by the journal since its checkpoint: an earlier life may have ended before all of it was noted.
+#[derive(Debug, Default)]
+pub(super) struct Ended(BTreeMap<ServiceName, BTreeMap<ReleaseNumber, Outcome>>);
+
+impl Ended {
+    /// After a record of the journal was taken into the state.
+    pub fn see(&mut self, state: &DeckState, was_checkpoint: bool) {
+        if was_checkpoint {
+            self.0.clear();
+            for EndedRelease { service, release, outcome } in state.unnoted.iter().cloned() {
+                self.0.entry(service).or_default().insert(release, outcome);
+            }
+        }
+        for (service, state) in &state.services {
+            let Some(rollout) = &state.rollout else { continue };
+            let Some(outcome) = &rollout.outcome else { continue };
+            let seen = self.0.get(service).and_then(|all| all.get(&rollout.to));
+            if seen != Some(outcome) {
+                let all = self.0.entry(service.clone()).or_default();
+                all.insert(rollout.to, outcome.clone());
+            }
+        }
+    }
+
+    /// For a checkpoint that is written before anything was looked up in Git.
+    pub fn list(&self) -> Vec<EndedRelease> {
+        let of = |(service, all): (&ServiceName, &BTreeMap<ReleaseNumber, Outcome>)| {
+            let service = service.clone();
+            let each = move |(release, outcome): (&ReleaseNumber, &Outcome)| EndedRelease {
+                service: service.clone(),
+                release: *release,
+                outcome: outcome.clone(),
+            };
+            all.iter().map(each).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+}
+
 impl Unnoted {
+    /// For the journal's checkpoint: the records before it are not read any more.
+    pub(super) fn list(&self) -> Vec<EndedRelease> {
+        let each =
+            |((service, release), unsaid): (&(ServiceName, ReleaseNumber), &Unsaid)| EndedRelease {
+                service: service.clone(),
+                release: *release,
+                outcome: unsaid.outcome.clone(),
+            };
+        self.outcomes.iter().map(each).collect()
+    }
+
     /// Whether what became of a release of the service is just being noted: who hears of it then finds it in Git.
     pub(super) fn is_just_asking(&self, service: &ServiceName) -> bool {
         let mut fresh = self.outcomes.iter().filter(|(_, unsaid)| unsaid.tries == 0);
@@ -66,6 +117,21 @@ impl Core {
         let unsaid = Unsaid { outcome: outcome.clone(), tries: 0, told: false };
         self.unnoted.outcomes.insert((service.clone(), release), unsaid);
         self.ask_to_note(service);
+    }
+
+    /// After a start: what an earlier life did not come to note is noted when the hosts have said whose they are. How the
+    /// last rollout of each service ended is among what is still awaited.
+    pub(super) fn note_earlier(&mut self, ended: &Ended) {
+        for EndedRelease { service, release, outcome } in ended.list() {
+            let history = self.files.history.get(&service).into_iter().flatten();
+            let is_open =
+                history.filter(|e| e.number == release).any(|entry| entry.outcome.is_none());
+            if is_open {
+                self.show_outcome(&service, release, &outcome);
+                let unsaid = Unsaid { outcome, tries: 0, told: false };
+                self.unnoted.outcomes.insert((service, release), unsaid);
+            }
+        }
     }
 
     /// Asks the hosts of a service who holds them, and notes how its releases ended.
@@ -328,4 +394,60 @@ impl Core {
 fn serves_nothing(state: &ServiceState) -> bool {
     let is_coming = state.active_rollout().is_some() || state.stopping;
     state.stable.is_none() && state.replicas.is_empty() && !is_coming
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::DeckId;
+    use crate::rollout::{Event, EventKind, LimitRule, Release, RolloutKind, step};
+
+    /// The release before the last one is in no service's state any more.
+    #[test]
+    fn how_earlier_releases_ended_is_read_out_of_the_journal() {
+        let service: ServiceName = "chat".parse().unwrap();
+        let deck = DeckId(uuid::Uuid::from_u128(1));
+        let made = crate::controller::saved::tests::release(deck, &service);
+        let (mut state, mut ended) = (DeckState::default(), Ended::default());
+        let tell = |state: &mut DeckState, ended: &mut Ended, at: u64, kind: EventKind| {
+            step(state.service(&service), &Event { at: Timestamp(at), kind });
+            ended.see(state, false);
+        };
+        for number in 1..=3 {
+            let release = Release { number: ReleaseNumber(number), ..made.clone() };
+            let begun = EventKind::RolloutRequested {
+                release: Box::new(release),
+                kind: RolloutKind::Apply,
+                by: "ada".to_owned(),
+                limits: LimitRule::default(),
+                of_group: None,
+            };
+            let mut at = number * 1_000_000;
+            tell(&mut state, &mut ended, at, begun);
+            let reason = Some(format!("no {number}"));
+            let abort = EventKind::Aborted { by: "ada".to_owned(), reason };
+            tell(&mut state, &mut ended, at, abort);
+            while state.service(&service).active_rollout().is_some() {
+                at += 1_000;
+                assert!(at < (number + 1) * 1_000_000, "it does not end");
+                tell(&mut state, &mut ended, at, EventKind::Tick);
+            }
+        }
+        let told = |ended: &Ended| {
+            let each = |e: EndedRelease| (e.release.0, format!("{:?}", e.outcome));
+            ended.list().into_iter().map(each).collect::<Vec<_>>()
+        };
+        let all = told(&ended);
+        assert_eq!(all.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(all.iter().all(|(number, how)| how.contains(&format!("no {number}"))), "{all:?}");
+
+        // A checkpoint stands for all before it: with what was not noted then.
+        state.unnoted = ended.list().drain(..1).collect();
+        let mut later = Ended::default();
+        later.see(&state, true);
+        assert_eq!(told(&later), [all.first().unwrap().clone(), all.last().unwrap().clone()]);
+        let read = serde_json::to_value(&state).unwrap();
+        assert_eq!(serde_json::from_value::<DeckState>(read).unwrap(), state);
+    }
 }
