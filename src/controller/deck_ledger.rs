@@ -351,6 +351,10 @@ pub fn foreseen(plan: &PlanView, ready: u32, now: Timestamp) -> PlanProgress {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
+mod kill_tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
