@@ -4,6 +4,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "company_ledger/deck_records.rs"]
+mod deck_records;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
