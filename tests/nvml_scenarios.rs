@@ -531,7 +531,7 @@ fn a_driver_that_hangs_is_told_at_once_and_its_child_killed() {
         Gpus::Hung { for_ms } => Some((for_ms, s.clone())),
         _ => None,
     });
-    assert!((2_900..5_000).contains(&hung.0), "told after {} ms", hung.0);
+    assert!((1_800..4_000).contains(&hung.0), "told after {} ms", hung.0);
     assert!(hung.1.memory.is_some() && hung.1.disk.is_some(), "the host's own values go on");
     follower.until_ended(child[0]);
     // The driver answers again: another child asks it.
@@ -555,9 +555,9 @@ fn a_driver_that_hangs_is_told_though_nobody_asks() {
         Gpus::Hung { for_ms } => Some(for_ms),
         _ => None,
     });
-    // A second until the next look, three for it, and a busy machine.
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
-    assert!((2_900..6_000).contains(&for_ms), "told after {for_ms} ms");
+    // Within 3 seconds: one until the next look, two for it; and a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!((1_800..5_000).contains(&for_ms), "told after {for_ms} ms");
     follower.until_ended(child[0]);
 }
 

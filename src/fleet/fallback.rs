@@ -22,7 +22,8 @@ const SCRIPT: &str = include_str!("fallback.sh");
 /// Seconds between samples: `nvidia-smi` itself takes one on a large host.
 const EVERY_S: u32 = 5;
 
-/// A driver that has not answered for so many seconds hangs, as where there is an agent.
+/// A driver that has not answered for so many seconds hangs. (With an agent it has less: there a process that has begun
+/// with the driver already is asked.)
 const PATIENCE_S: u32 = 3;
 
 /// The same for its first answer, and for one after it has hung. One that takes longer each time (without persistence

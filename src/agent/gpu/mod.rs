@@ -13,6 +13,7 @@ pub mod nvml;
 pub mod nvml_events;
 pub mod nvml_fields;
 pub mod nvml_identity;
+pub mod patience;
 pub mod played;
 pub mod processes;
 pub mod roll;

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::child::{Before, ChildLine, SampleLine, ask_line, known_line};
+use super::patience::{FIRST, FIRST_AGAIN, Patience};
 use super::played::PlayedSource;
 use super::roll::{self, Roll};
 use super::xids::{self, XidTable};
@@ -19,16 +20,8 @@ use crate::agent::process;
 use crate::base::text::clean;
 use crate::wire::{Gpu, GpuVendor, Gpus, LineReader};
 
-/// A driver that has not answered for so long hangs.
-pub const WATCHDOG: Duration = Duration::from_secs(3);
-
 /// An overdue child has at least so long to be heard.
 const HEAR: Duration = Duration::from_millis(50);
-
-/// A driver without persistence mode initialises every GPU when it is first asked. A child after one
-/// that was killed before its first answer gets so long for its own: killed as soon, none would ever
-/// answer.
-const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// A host without a driver is asked again after so long: one may have been loaded.
 const NONE_AGAIN: Duration = Duration::from_mins(1);
@@ -112,7 +105,7 @@ impl GpuMonitor {
         Self { ask, versions, trouble, happened, task }
     }
 
-    /// A fresh reading: begun after this call. Answers after [`WATCHDOG`] at the latest (and a
+    /// A fresh reading: begun after this call. Answers after [`FIRST`] at the latest (and a
     /// little), with [`Gpus::Hung`] if the driver does not.
     pub async fn read(&self, want: Want) -> Gpus {
         let (tell, told) = oneshot::channel();
@@ -315,8 +308,10 @@ struct Running {
     /// Looks of its own accord that have begun and not ended, and when.
     looks: Vec<(GpuVendor, Instant)>,
     /// How long its first answer may take, and how long it took.
-    patience: Duration,
+    first: Duration,
     began_after: Option<Duration>,
+    /// How long the others may take.
+    patience: Patience,
 }
 
 enum Answer {
@@ -326,7 +321,7 @@ enum Answer {
 }
 
 impl Running {
-    fn start(start: &Start, before: &Before, patience: Duration) -> std::io::Result<Self> {
+    fn start(start: &Start, before: &Before, first: Duration) -> std::io::Result<Self> {
         let mut command = Command::new(process::startable(&start.program));
         command.arg0(&start.program).args(["agent", "sample"]);
         if let Some(library) = &start.library {
@@ -350,7 +345,8 @@ impl Running {
         let lines = LineReader::new(BufReader::new(stdout));
         let to_tell = Some(known_line(before));
         let (pending, looks) = (None, Vec::new());
-        Ok(Self { child, stdin, lines, to_tell, pending, looks, patience, began_after: None })
+        let (began_after, patience) = (None, Patience::default());
+        Ok(Self { child, stdin, lines, to_tell, pending, looks, first, began_after, patience })
     }
 
     /// Asks, and waits as long as may be; what else is said meanwhile goes to `heard`.
@@ -368,7 +364,7 @@ impl Running {
         }
         let asked = self.pending.unwrap_or_else(Instant::now);
         // Whoever asks again while the driver is overdue gets a short answer.
-        let left = WATCHDOG.saturating_sub(asked.elapsed()).max(HEAR);
+        let left = self.limit().saturating_sub(asked.elapsed()).max(HEAR);
         let deadline = tokio::time::Instant::now() + left;
         loop {
             let until = self.look_is_due().map_or(deadline, |due| deadline.min(due));
@@ -386,12 +382,20 @@ impl Running {
     }
 
     fn answered(&mut self) {
-        let asked = self.pending.take();
-        if self.began_after.is_none() {
-            self.began_after = asked.map(|asked| asked.elapsed());
+        let took = self.pending.take().map(|asked| asked.elapsed());
+        if self.began_after.is_some() {
+            let now = Instant::now();
+            took.into_iter().for_each(|took| self.patience.answered(took, now));
+        } else {
+            self.began_after = took;
             // A look that began with the driver had to wait for it as long as the answer.
             self.looks.iter_mut().for_each(|(_, since)| *since = Instant::now());
         }
+    }
+
+    /// After so long without an answer the driver hangs.
+    fn limit(&self) -> Duration {
+        if self.began_after.is_some() { self.patience.limit() } else { FIRST }
     }
 
     /// A look begins, or has ended.
@@ -410,13 +414,13 @@ impl Running {
 
     /// It is given up.
     fn look_is_late(&self) -> bool {
-        self.looks_since().is_some_and(|since| since.elapsed() >= WATCHDOG)
+        self.looks_since().is_some_and(|since| since.elapsed() >= self.limit())
     }
 
     /// When it will be. What was said while this process stood still is heard before.
     fn look_is_due(&self) -> Option<tokio::time::Instant> {
         let since = self.looks_since()?;
-        Some((since + WATCHDOG).max(Instant::now() + HEAR).into())
+        Some((since + self.limit()).max(Instant::now() + HEAR).into())
     }
 
     /// How a child ended that says nothing more.
@@ -425,7 +429,7 @@ impl Running {
     }
 
     fn is_given_up(&self) -> bool {
-        let limit = if self.began_after.is_some() { WATCHDOG } else { self.patience };
+        let limit = if self.began_after.is_some() { self.limit() } else { self.first };
         self.pending.is_some_and(|since| since.elapsed() >= limit) || self.look_is_late()
     }
 }
@@ -530,7 +534,7 @@ impl ChildSource {
     }
 
     fn answered(&mut self, running: Running, line: SampleLine) -> (Gpus, Option<DriverVersions>) {
-        self.begins_slowly = running.began_after.is_some_and(|after| after >= WATCHDOG);
+        self.begins_slowly = running.began_after.is_some_and(|after| after >= FIRST);
         self.has_ended = false;
         self.hung_since = None;
         self.backoff = BACKOFF.0;
@@ -559,9 +563,9 @@ impl ChildSource {
         if Instant::now() < self.not_before || self.stuck.len() >= MAX_STUCK {
             return None;
         }
-        let patience = if self.begins_slowly { FIRST_ANSWER } else { WATCHDOG };
+        let first = if self.begins_slowly { FIRST_AGAIN } else { FIRST };
         let before = Before { xids: self.xids.clone(), gpus: self.roll.clone() };
-        match Running::start(&self.start, &before, patience) {
+        match Running::start(&self.start, &before, first) {
             Ok(running) => Some(running),
             Err(error) => {
                 let words = format!("the process that asks the driver cannot be started: {error}");
@@ -732,9 +736,10 @@ mod tests {
         let told = tokio::time::timeout(Duration::from_secs(8), happened.changed()).await;
         assert!(told.is_ok(), "nobody noticed");
         let after = begun.elapsed();
-        assert!((3..6).contains(&after.as_secs()), "{after:?}");
+        // A second until it begins, and the watchdog's time.
+        assert!(after >= Duration::from_millis(2_800), "{after:?}");
         let gpus = monitor.read(Want::Fresh).await;
-        assert!(matches!(gpus, Gpus::Hung { for_ms: 2_900.. }), "{gpus:?}");
+        assert!(matches!(gpus, Gpus::Hung { for_ms: 1_800.. }), "{gpus:?}");
         assert_eq!(monitor.trouble(), None);
         let deadline = Instant::now() + Duration::from_secs(20);
         while monitor.read(Want::Due).await != Gpus::Some(Vec::new()) {

@@ -16,7 +16,7 @@ use super::amd::AmdSource;
 use super::nvml_fields::fields;
 
 /// Between two looks.
-const EVERY: Duration = Duration::from_secs(1);
+pub(super) const EVERY: Duration = Duration::from_secs(1);
 
 /// Looks take no more than this part of the time.
 const SHARE: u32 = 1_000;
