@@ -86,6 +86,7 @@ const GPU: &[OfGpu] = &[
     ("pcie_max_width", |g| cell(g.pcie.max_width)),
     ("pcie_rx_bytes_per_s", |g| cell(g.pcie.rx_bytes_per_s)),
     ("pcie_tx_bytes_per_s", |g| cell(g.pcie.tx_bytes_per_s)),
+    ("pcie_bytes_per_s", |g| cell(g.pcie.bytes_per_s)),
     ("nvlinks", |g| cell(g.nvlink.links)),
     ("nvlinks_active", |g| cell(g.nvlink.active)),
     ("nvlink_rx_bytes_per_s", |g| cell(g.nvlink.rx_bytes_per_s)),
@@ -397,6 +398,7 @@ mod tests {
             for gpu in gpus.iter_mut() {
                 gpu.fan_percent = Some(30);
                 (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
+                gpu.pcie.bytes_per_s = Some(3_000_000_000);
                 gpu.partition = Some("CPX/NPS4".into());
                 let xid = crate::api::Xid { code: 79, monotonic_ms: 7, count: 2 };
                 (gpu.xid, gpu.grave_xid) = (Some(xid), Some(xid));

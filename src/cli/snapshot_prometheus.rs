@@ -165,6 +165,11 @@ const GPU: &[Metric<Gpu>] = &[
     ("gpudeck_gpu_pcie_transmit_bytes_per_second", "From the GPU over PCI Express.", |g| {
         count(g.pcie.tx_bytes_per_s)
     }),
+    (
+        "gpudeck_gpu_pcie_bytes_per_second",
+        "Over PCI Express where the driver does not say which way.",
+        |g| count(g.pcie.bytes_per_s),
+    ),
     ("gpudeck_gpu_nvlinks", "NVLink links there are.", |g| small(g.nvlink.links)),
     ("gpudeck_gpu_nvlinks_active", "NVLink links that are up.", |g| small(g.nvlink.active)),
     ("gpudeck_gpu_nvlink_receive_bytes_per_second", "To the GPU over NVLink.", |g| {
@@ -499,6 +504,7 @@ mod tests {
             for gpu in gpus.iter_mut() {
                 gpu.fan_percent = Some(30);
                 (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
+                gpu.pcie.bytes_per_s = Some(3_000_000_000);
                 for process in gpu.processes.iter_mut().flatten() {
                     (process.encoder_percent, process.decoder_percent) = (Some(1), Some(2));
                 }

@@ -108,18 +108,22 @@ pub(super) fn of_gpu(host: &HostView, all: &[Gpu], gpu: &Gpu) -> Vec<String> {
             memory(gpu.bar1),
         ),
         format!(
-            "{name} PCI Express: generation {} of {}, lanes {} of {}, to it {}, from it {}, NUMA node {}",
+            "{name} PCI Express: generation {} of {}, lanes {} of {}, to it {}, from it {}{}, NUMA node {}",
             or_dash(gpu.pcie.generation),
             or_dash(gpu.pcie.max_generation),
             or_dash(gpu.pcie.width),
             or_dash(gpu.pcie.max_width),
             rate(gpu.pcie.rx_bytes_per_s),
             rate(gpu.pcie.tx_bytes_per_s),
+            gpu.pcie
+                .bytes_per_s
+                .map(|r| format!(", together {}", rate(Some(r))))
+                .unwrap_or_default(),
             or_dash(gpu.numa_node),
         ),
     ];
     let peers: Vec<String> = gpu.nvlink_peers.iter().map(|uuid| or_dash(index_of(uuid))).collect();
-    if gpu.nvlink.links.is_some() || !peers.is_empty() {
+    if gpu.nvlink.links.or(gpu.nvlink.active).is_some() || !peers.is_empty() {
         let links = match gpu.vendor {
             GpuVendor::Nvidia => "NVLink",
             GpuVendor::Amd => "XGMI",

@@ -120,7 +120,7 @@ mod tests {
                   "memory_clock_mhz": 13, "max_memory_clock_mhz": 14, "pstate": "P0",
                   "throttle_reasons": ["a", "b"],
                   "pcie": { "generation": 4, "max_generation": 5, "width": 8, "max_width": 16,
-                            "rx_bytes_per_s": 7, "tx_bytes_per_s": 8 },
+                            "rx_bytes_per_s": 7, "tx_bytes_per_s": 8, "bytes_per_s": 9 },
                   "nvlink": { "links": 18, "active": 17, "rx_bytes_per_s": 7, "tx_bytes_per_s": 8 },
                   "ecc_enabled": true, "ecc_uncorrected": 1, "ecc_corrected": 2,
                   "ecc_uncorrected_aggregate": 3, "ecc_corrected_aggregate": 4,

@@ -417,9 +417,13 @@ pub struct PcieLink {
     /// Bytes a second from the GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tx_bytes_per_s: Option<u64>,
+    /// Bytes a second where the driver does not say which way (AMD's, in steps of 1 GB/s); only told while it is
+    /// looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
 }
 
-/// All NVLink links of a GPU together.
+/// All NVLink links of a GPU together; of AMD those of XGMI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NvLinks {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
+use super::amd_metrics::{self, Metrics, Tables};
 use super::amd_paths;
 use super::nvml_identity::driver_of;
 use super::processes::{Listed, ProcessTable};
@@ -43,6 +44,7 @@ const TURN: Duration = Duration::from_millis(4_900);
 pub struct AmdSource {
     root: PathBuf,
     known: BTreeMap<PathBuf, Gpu>,
+    tables: BTreeMap<PathBuf, Tables>,
     turned: Option<Instant>,
     processes: ProcessTable,
 }
@@ -50,7 +52,13 @@ pub struct AmdSource {
 impl AmdSource {
     /// From the files below `root`, `/sys` on a host.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, known: BTreeMap::new(), turned: None, processes: ProcessTable::default() }
+        Self {
+            root,
+            known: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            turned: None,
+            processes: ProcessTable::default(),
+        }
     }
 
     /// Takes over which GPUs an earlier process has seen: who is missing among them is lost.
@@ -119,6 +127,8 @@ impl GpuSource for AmdSource {
         let has_kfd = self.root.join("class/kfd/kfd").exists();
         for (index, device) in (0..).zip(&devices) {
             let mut gpu = read_gpu(index, device);
+            let tables = self.tables.entry(device.clone()).or_default();
+            tables.take(table(device), Instant::now(), want != Want::Due, &mut gpu);
             match &held {
                 Some(held) => {
                     ras(device, &mut gpu);
@@ -142,6 +152,7 @@ impl GpuSource for AmdSource {
             gpu.health = health_of(&gpu);
             self.known.insert(device.clone(), gpu);
         }
+        self.tables.retain(|device, _| devices.contains(device));
         self.forget_who_is_there(&devices);
         link_up(&devices, &mut self.known);
         if turn {
@@ -176,10 +187,20 @@ fn is_card(name: &str) -> bool {
 }
 
 /// A file's beginning.
-fn content(path: &Path, most: u64) -> Option<String> {
+fn beginning(path: &Path, most: u64) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     fs::File::open(path).ok()?.take(most).read_to_end(&mut content).ok()?;
-    Some(String::from_utf8_lossy(&content).into_owned())
+    Some(content)
+}
+
+/// The same, of a file that holds text.
+fn content(path: &Path, most: u64) -> Option<String> {
+    Some(String::from_utf8_lossy(&beginning(path, most)?).into_owned())
+}
+
+/// The driver's table of a GPU. It asks the GPU's firmware for it, as it does for the sensors.
+fn table(device: &Path) -> Option<Metrics> {
+    amd_metrics::parse(&beginning(&device.join("gpu_metrics"), amd_metrics::MOST)?)
 }
 
 /// A file's text without its line end.
@@ -595,6 +616,41 @@ mod tests {
         // Another hive, another island.
         put(&other, &[("xgmi_hive_info/xgmi_hive_id", "5\n")]);
         assert!(gpus(&mut source, Want::Due).iter().all(|gpu| gpu.nvlink_peers.is_empty()));
+    }
+
+    #[test]
+    fn the_drivers_table_says_why_it_is_slowed_and_what_passes_its_links() {
+        let dir = tree();
+        let device = dir.path().join("class/drm/card1/device");
+        // Revision 1.4: throttled by nothing, 12 GB/s over PCI Express, XGMI links of which one tells.
+        let table = |kb: u64| {
+            let mut table = vec![0xff; 288];
+            let places: [(usize, &[u8]); 5] = [
+                (0, &[0x20, 1, 1, 4]),
+                (40, &[0; 4]),
+                (72, &12_u64.to_le_bytes()),
+                (104, &kb.to_le_bytes()),
+                (168, &kb.to_le_bytes()),
+            ];
+            for (at, value) in places {
+                table[at..at + value.len()].copy_from_slice(value);
+            }
+            fs::write(device.join("gpu_metrics"), table).unwrap();
+        };
+        let mut source = AmdSource::new(dir.path().to_owned());
+        assert_eq!(gpus(&mut source, Want::Due)[1].throttle_reasons, None, "no such file");
+        table(1);
+        let gpu = gpus(&mut source, Want::LookedAt).remove(1);
+        assert_eq!(gpu.throttle_reasons, Some(Vec::new()));
+        assert_eq!((gpu.pcie.bytes_per_s, gpu.pcie.width), (Some(12_000_000_000), Some(16)));
+        assert_eq!(gpu.nvlink.rx_bytes_per_s, None, "nothing is before it");
+        table(9);
+        let gpu = gpus(&mut source, Want::LookedAt).remove(1);
+        assert!(gpu.nvlink.rx_bytes_per_s > Some(0) && gpu.nvlink.tx_bytes_per_s > Some(0));
+        // Traffic is shown while somebody looks, and why it is slowed always.
+        let gpu = gpus(&mut source, Want::Due).remove(1);
+        assert_eq!((gpu.pcie.bytes_per_s, gpu.nvlink.rx_bytes_per_s), (None, None));
+        assert_eq!(gpu.throttle_reasons, Some(Vec::new()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! are asked in a child process that can be killed ([`child`]); [`monitor`] is what the agent asks.
 
 pub mod amd;
+pub mod amd_metrics;
 mod amd_paths;
 pub mod cgroup;
 pub mod child;

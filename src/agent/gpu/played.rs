@@ -165,6 +165,7 @@ fn gpu(
             max_width: Some(link.max_width),
             rx_bytes_per_s: looked_at.then_some(u64::from(link.rx_kib_per_s) * 1024),
             tx_bytes_per_s: looked_at.then_some(u64::from(link.tx_kib_per_s) * 1024),
+            bytes_per_s: None,
         }),
         ecc_enabled: script.ecc_enabled,
         ecc_uncorrected: ecc.then(|| script.ecc()),

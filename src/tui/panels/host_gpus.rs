@@ -152,6 +152,8 @@ fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
             GpuVendor::Nvidia => "NVLink",
             GpuVendor::Amd => "XGMI",
         };
+        let together = gpu.pcie.bytes_per_s.map(|rate| words::per_second(Some(rate)));
+        let together = together.map(|rate| format!("  PCIe {rate}")).unwrap_or_default();
         Row {
             cells: vec![
                 gpu.index.to_string(),
@@ -166,7 +168,10 @@ fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
                 gpu.pci_bus_id.as_deref().unwrap_or(ABSENT).to_owned(),
             ],
             style: theme.text,
-            below: vec![Line::styled(format!("    {}  {links} {peers}", gpu.uuid), theme.dim)],
+            below: vec![Line::styled(
+                format!("    {}  {links} {peers}{together}", gpu.uuid),
+                theme.dim,
+            )],
         }
     };
     table(theme, width, 1, &columns, gpus.iter().map(row).collect(), out);

@@ -176,7 +176,7 @@ members!(Gpu {
     grave_xid, partition, compute_mode, persistence, mig, mig_instances, nvlink_peers, paths, numa_node,
     processes,
 });
-members!(PcieLink { ; generation, max_generation, width, max_width, rx_bytes_per_s, tx_bytes_per_s });
+members!(PcieLink { ; generation, max_generation, width, max_width, rx_bytes_per_s, tx_bytes_per_s, bytes_per_s });
 members!(NvLinks { ; links, active, rx_bytes_per_s, tx_bytes_per_s });
 members!(Xid { code, monotonic_ms, count; });
 members!(MigInstance { uuid, name; memory });
