@@ -67,6 +67,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
     ("src/cli/", "demo", "`demo` is a command"),
     (
+        "src/api/server.rs",
+        "agent",
+        "who speaks to the controller has the name that hosts show: one way to the name service",
+    ),
+    (
         "src/revision/",
         "rollout",
         "it keeps releases and how they ended, whose types are `rollout`'s",

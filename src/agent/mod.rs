@@ -39,7 +39,7 @@ mod start;
 mod state;
 mod stop;
 mod supervise;
-mod users;
+pub mod users;
 
 pub use command::main;
 pub use serve::{AgentConfig, GpuChoice, serve};

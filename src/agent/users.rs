@@ -32,8 +32,18 @@ type Service = Box<dyn Fn(u32) -> nix::Result<Option<String>> + Send>;
 
 /// The name of a user id; the number where it has none, or where that is not known yet.
 pub fn name(uid: u32) -> String {
+    users().name(uid)
+}
+
+/// The same for who acts under that name and can wait: until so long after the name was first asked for. None where the
+/// user has none, or where that is not known then.
+pub fn name_within(uid: u32, patience: Duration) -> Option<String> {
+    users().find(uid, Some(patience))
+}
+
+fn users() -> &'static Users {
     static USERS: OnceLock<Users> = OnceLock::new();
-    USERS.get_or_init(|| Users::new(Box::new(of_system))).name(uid)
+    USERS.get_or_init(|| Users::new(Box::new(of_system)))
 }
 
 /// Puts names in the place of the numbers of users.
@@ -48,7 +58,7 @@ pub fn put_in(gpus: &mut Gpus) {
 
 fn of_system(uid: u32) -> nix::Result<Option<String>> {
     let user = User::from_uid(Uid::from_raw(uid))?;
-    Ok(user.map(|user| clean(&user.name, 40)).filter(|name| !name.is_empty()))
+    Ok(user.map(|user| clean(&user.name, 64)).filter(|name| !name.is_empty()))
 }
 
 /// What is known of users, and the thread that asks for more.
@@ -120,6 +130,12 @@ impl Users {
     }
 
     fn name(&self, uid: u32) -> String {
+        self.find(uid, None).unwrap_or_else(|| uid.to_string())
+    }
+
+    /// Waits as long as all who ask may, or with a patience of its own until so long after the question was asked: a
+    /// service that hangs holds up the first who asks, not all after it.
+    fn find(&self, uid: u32, patience: Option<Duration>) -> Option<String> {
         let mut table = self.shared.table();
         if table.known.get(&uid).is_none_or(Known::is_due) {
             self.ask(&mut table, uid);
@@ -127,13 +143,19 @@ impl Users {
         let is_awaited =
             |table: &mut Table| table.known.get(&uid).is_some_and(|k| k.waits && k.name.is_none());
         if is_awaited(&mut table) {
-            let (left, begun) = (table.patience(), Instant::now());
+            let waits_for = table.known.get(&uid).map_or(Duration::ZERO, |k| k.asked.elapsed());
+            let left = match patience {
+                Some(patience) => patience.saturating_sub(waits_for),
+                None => table.patience(),
+            };
+            let begun = Instant::now();
             let waited = self.shared.answered.wait_timeout_while(table, left, is_awaited);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;
-            table.waited(begun.elapsed());
+            if patience.is_none() {
+                table.waited(begun.elapsed());
+            }
         }
-        let name = table.known.get(&uid).and_then(|known| known.name.clone());
-        name.unwrap_or_else(|| uid.to_string())
+        table.known.get(&uid).and_then(|known| known.name.clone())
     }
 
     fn ask(&self, table: &mut Table, uid: u32) {
@@ -207,8 +229,30 @@ mod tests {
             }
         }
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        // Who acts under the name waits, but not anew each time.
+        let short = Duration::from_millis(20);
+        assert_eq!(users.find(1, Some(short)), None, "it was asked for longer ago");
         drop(go);
         becomes("user1", || users.name(1));
+    }
+
+    #[test]
+    fn who_acts_under_a_name_waits_for_a_slow_service() {
+        let (go, gate) = sync_channel::<()>(1);
+        let users = Users::new(Box::new(move |_| {
+            gate.recv().ok();
+            Ok(Some("ann".to_owned()))
+        }));
+        // All who only show it have stopped to wait.
+        while users.shared.table().patience() > Duration::ZERO {
+            assert_eq!(users.name(7), "7");
+        }
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(go);
+        });
+        assert_eq!(users.find(7, Some(Duration::from_secs(60))).as_deref(), Some("ann"));
+        later.join().unwrap();
     }
 
     #[test]

@@ -29,6 +29,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::Json;
@@ -53,6 +54,7 @@ use super::release::{BlameLine, DriftView, ReleaseDetail};
 use super::thinned::{Shown, Thinned};
 use super::view::{ApiError, ErrorKind, Looking, PlanView, ReleaseView, Snapshot};
 use super::who::{self, Who};
+use crate::agent::users;
 use crate::base::{HostName, RankId, ReleaseNumber, ServiceName};
 use crate::model::ModelFacts;
 use crate::placement::what_if::{WhatIf, WhatIfView};
@@ -197,17 +199,13 @@ fn admit(peer: &Peer) -> Result<String, ApiError> {
     }
 }
 
-/// The name of a Unix user, from the passwd file; the number where it has no name.
+/// A name service (LDAP, SSSD) has so long to tell the first time who a user is.
+const NAME: Duration = Duration::from_secs(2);
+
+/// The name of a user of this machine, as hosts show it; the number where it has no name, or where the name service
+/// does not say. May block for two seconds the first time.
 pub fn user_name(uid: u32) -> String {
-    std::fs::read_to_string("/etc/passwd")
-        .unwrap_or_default()
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            (fields.nth(1)?.parse::<u32>().ok()? == uid).then(|| crate::base::text::clean(name, 64))
-        })
-        .unwrap_or_else(|| format!("uid {uid}"))
+    users::name_within(uid, NAME).unwrap_or_else(|| format!("uid {uid}"))
 }
 
 impl IntoResponse for ApiError {

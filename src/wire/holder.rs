@@ -18,8 +18,9 @@ pub fn holder_name(user: &str, machine: &str, id: &str, directory: &str) -> Stri
     clean(&format!("{user}@{machine} #{id} ({directory})"), 200)
 }
 
-/// Whether the holder of a claim is the one that calls itself `name`. One that was written down before controllers
-/// had numbers is, if all else is the same.
+/// Whether the holder of a claim is the one that calls itself `name`: the number, the machine and the directory tell, for
+/// the name of a user is the number of that user while the name service does not answer. One that was written down
+/// before controllers had numbers is, if all else is the same.
 pub fn is_same_holder(holder: &str, name: &str) -> bool {
     let kept = |name: &str| clean(name, MAX_HOLDER);
     if kept(holder) == kept(name) {
@@ -27,8 +28,24 @@ pub fn is_same_holder(holder: &str, name: &str) -> bool {
     }
     match (split(holder), split(name)) {
         (None, Some((before, after))) => kept(holder) == kept(&format!("{before}{after}")),
+        (Some(_), Some(_)) => match (without_user(&kept(holder)), without_user(&kept(name))) {
+            // They are cut at their end, each as early as its user's name is long.
+            (Some(one), Some(other)) => {
+                let (one, other) = (one.trim_end_matches('…'), other.trim_end_matches('…'));
+                one.starts_with(other) || other.starts_with(one)
+            }
+            _ => false,
+        },
         _ => false,
     }
+}
+
+/// The machine and what follows it, of a name with a number.
+fn without_user(name: &str) -> Option<String> {
+    let (before, after) = split(name)?;
+    let (_, machine) = before.rsplit_once('@')?;
+    let number = name.get(before.len()..name.len() - after.len())?;
+    Some(format!("{machine}{number}{after}"))
 }
 
 /// What stands before and after a name's number.
@@ -50,6 +67,11 @@ mod tests {
         assert_eq!(one, "root@localhost #4f1c22d09ab7 (/root/d)");
         assert!(is_same_holder(&one, &one));
         assert!(!is_same_holder(&one, &other));
+        // While the name service does not answer a user is a number.
+        assert!(is_same_holder("uid 0@localhost #4f1c22d09ab7 (/root/d)", &one));
+        assert!(is_same_holder("ann@corp@localhost #4f1c22d09ab7 (/root/d)", &one));
+        assert!(!is_same_holder("uid 0@elsewhere #4f1c22d09ab7 (/root/d)", &one));
+        assert!(!is_same_holder("uid 0@localhost #4f1c22d09ab7 (/root/dd)", &one));
         // As an earlier version wrote it.
         assert!(is_same_holder("root@localhost (/root/d)", &one));
         assert!(!is_same_holder("root@localhost (/root/e)", &one));
@@ -63,6 +85,8 @@ mod tests {
         let directory = "/home/ada/".repeat(20);
         let name = holder_name("ada", "m1", "4f1c22d09ab7", &directory);
         assert!(is_same_holder(&clean(&name, MAX_HOLDER), &name));
+        let by_number = holder_name("uid 1001", "m1", "4f1c22d09ab7", &directory);
+        assert!(is_same_holder(&clean(&by_number, MAX_HOLDER), &name));
         let earlier = clean(&format!("ada@m1 ({directory})"), 200);
         assert!(is_same_holder(&earlier, &name));
         assert!(is_same_holder(&clean(&earlier, MAX_HOLDER), &name));
