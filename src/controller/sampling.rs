@@ -9,7 +9,7 @@ use crate::wire::{Gpu, GpuHealth};
 
 /// Reasons for lower clocks that are trouble; reaching the power limit under load is not.
 const TROUBLE: [&str; 4] =
-    ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown"];
+    ["hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake"];
 
 /// What was last read of the replicas of one service, while an analysis is under way.
 #[derive(Default)]
@@ -161,6 +161,7 @@ fn increments(now: &EngineMetrics, was: &EngineMetrics) -> EngineSamples {
 mod tests {
     use super::*;
     use crate::engine::metrics::{SGLANG, VLLM, parse};
+    use crate::wire::throttle;
 
     fn reading(count: u32, failed: u32, waiting: u32) -> BTreeMap<ReplicaId, EngineMetrics> {
         let text = format!(
@@ -206,6 +207,13 @@ mod tests {
         assert_eq!(at(10_001, 13), (1, 1));
         assert_eq!(at(10_004, 13), (3, 0));
         assert_eq!(at(5, 1), (5, 1), "that was one");
+    }
+
+    #[test]
+    fn trouble_has_the_names_that_drivers_are_read_with() {
+        for reason in TROUBLE {
+            assert!(throttle::REASONS.iter().any(|(name, _)| *name == reason), "{reason}");
+        }
     }
 
     #[test]
