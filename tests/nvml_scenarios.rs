@@ -50,6 +50,7 @@ fn eight_h100_on_nvlink() {
         let encoder = if gpu.index == 2 { 4 } else { 0 };
         assert_eq!((gpu.max_memory_clock_mhz, gpu.encoder_percent), (Some(2619), Some(encoder)));
         assert_eq!((gpu.slowdown_temperature_c, gpu.shutdown_temperature_c), (Some(87), Some(92)));
+        assert_eq!((gpu.thermal_margin_c, gpu.fabric.as_deref()), (Some(55), Some("completed")));
         assert_eq!(gpu.bar1.unwrap().total, Bytes::gib(128));
         assert_eq!((gpu.persistence, gpu.compute_mode.as_deref()), (Some(true), Some("default")));
         assert_eq!((gpu.ecc_enabled, gpu.ecc_corrected), (Some(true), Some(0)));
@@ -476,6 +477,28 @@ fn a_gpu_that_the_kernel_holds_and_the_library_never_lists_is_lost() {
         (3, "PCI-0000:13:00.0", lost),
     ];
     assert_eq!(seen, wanted);
+}
+
+#[test]
+fn a_gpu_on_nvswitches_is_degraded_until_their_fabric_is_ready() {
+    let mut gpus = h100s(2);
+    // As without nvidia-fabricmanager.
+    gpus[0]["fabric"] = json!([2, 0]);
+    gpus[1]["fabric"] = json!([3, 15]);
+    let mut scene = Scene::new(gpus);
+    let mut follower = Follower::start(&scene, false);
+    let why: Vec<_> = follower.gpus(2).into_iter().map(|gpu| gpu.health).collect();
+    for (health, state) in why.iter().zip(["in_progress", "failed (15)"]) {
+        let told = matches!(health, GpuHealth::Degraded { why } if why.ends_with(state));
+        assert!(told, "{health:?}");
+    }
+    for gpu in &mut scene.gpus {
+        gpu["fabric"] = json!([3, 0]);
+    }
+    scene.write();
+    follower.wait("the fabric", |s| {
+        s.gpus.list().iter().all(|gpu| gpu.health == GpuHealth::Ok).then_some(())
+    });
 }
 
 #[test]

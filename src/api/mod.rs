@@ -39,9 +39,9 @@ pub use crate::rollout::{
 };
 pub use crate::spec::ConcurrencyPolicy;
 pub use crate::wire::{
-    Checkup, ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
-    Gpus, HostFacts, HostSample, LogChunk, Logout, MemoryUse, MigInstance, Nic, NvLinks, PathKind,
-    PcieLink, ProcessKind, ProgramFound, Reached, Xid, xid,
+    Checkup, ContainerEngine, Disk, DiskClass, FABRIC_READY, Gpu, GpuHealth, GpuPath, GpuProcess,
+    GpuVendor, Gpus, HostFacts, HostSample, LogChunk, Logout, MemoryUse, MigInstance, Nic, NvLinks,
+    PathKind, PcieLink, ProcessKind, ProgramFound, Reached, Xid, xid,
 };
 pub use client::{CONTROLLER_SILENT, Client};
 pub use condition::{DeckCondition, DeckConditionKind};

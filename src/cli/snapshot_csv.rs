@@ -91,6 +91,8 @@ const GPU: &[OfGpu] = &[
     ("nvlinks_active", |g| cell(g.nvlink.active)),
     ("nvlink_rx_bytes_per_s", |g| cell(g.nvlink.rx_bytes_per_s)),
     ("nvlink_tx_bytes_per_s", |g| cell(g.nvlink.tx_bytes_per_s)),
+    ("fabric", |g| cell(g.fabric.as_ref())),
+    ("thermal_margin_c", |g| cell(g.thermal_margin_c)),
     ("nvlink_peers", |g| g.nvlink_peers.join(" ")),
     ("ways", |g| {
         let ways: Vec<String> =
@@ -399,6 +401,7 @@ mod tests {
                 gpu.fan_percent = Some(30);
                 (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
                 gpu.pcie.bytes_per_s = Some(3_000_000_000);
+                (gpu.thermal_margin_c, gpu.fabric) = (Some(-2), Some("completed".into()));
                 gpu.partition = Some("CPX/NPS4".into());
                 let xid = crate::api::Xid { code: 79, monotonic_ms: 7, count: 2 };
                 (gpu.xid, gpu.grave_xid) = (Some(xid), Some(xid));

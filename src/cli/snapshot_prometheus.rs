@@ -201,6 +201,12 @@ const GPU: &[Metric<Gpu>] = &[
         "Corrected memory errors since it was made.",
         |g| count(g.ecc_corrected_aggregate),
     ),
+    ("gpudeck_gpu_thermal_margin_celsius", "Degrees left until clocks are lowered.", |g| {
+        g.thermal_margin_c.map(f64::from)
+    }),
+    ("gpudeck_gpu_fabric_ready", "Whether it has joined the fabric of its NVSwitches.", |g| {
+        flag(g.fabric.as_ref().map(|state| state == crate::api::FABRIC_READY))
+    }),
     ("gpudeck_gpu_retired_pages", "Memory pages taken out of use.", |g| small(g.retired_pages)),
     ("gpudeck_gpu_retired_pages_pending", "Whether pages wait to be taken out of use.", |g| {
         flag(g.retired_pages_pending)
@@ -505,6 +511,7 @@ mod tests {
                 gpu.fan_percent = Some(30);
                 (gpu.retired_pages, gpu.retired_pages_pending) = (Some(1), Some(false));
                 gpu.pcie.bytes_per_s = Some(3_000_000_000);
+                (gpu.thermal_margin_c, gpu.fabric) = (Some(-2), Some("completed".into()));
                 for process in gpu.processes.iter_mut().flatten() {
                     (process.encoder_percent, process.decoder_percent) = (Some(1), Some(2));
                 }

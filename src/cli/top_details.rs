@@ -101,11 +101,13 @@ pub(super) fn of_gpu(host: &HostView, all: &[Gpu], gpu: &Gpu) -> Vec<String> {
             unit(gpu.shutdown_temperature_c, " °C"),
         ),
         format!(
-            "{name} units: memory {}, encoder {}, decoder {}, BAR1 {}",
+            "{name} units: memory {}, encoder {}, decoder {}, BAR1 {}{}{}",
             unit(gpu.memory_utilisation_percent, " %"),
             unit(gpu.encoder_percent, " %"),
             unit(gpu.decoder_percent, " %"),
             memory(gpu.bar1),
+            gpu.thermal_margin_c.map(|left| format!(", slowdown in {left} °C")).unwrap_or_default(),
+            gpu.fabric.as_ref().map(|f| format!(", NVSwitch fabric {f}")).unwrap_or_default(),
         ),
         format!(
             "{name} PCI Express: generation {} of {}, lanes {} of {}, to it {}, from it {}{}, NUMA node {}",

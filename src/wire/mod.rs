@@ -30,8 +30,8 @@ pub use request::{
     Reply, Request, ToAgent, Verb,
 };
 pub use telemetry::{
-    ContainerEngine, Disk, DiskClass, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor, Gpus,
-    HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink, ProcessKind,
-    Xid,
+    ContainerEngine, Disk, DiskClass, FABRIC_READY, Gpu, GpuHealth, GpuPath, GpuProcess, GpuVendor,
+    Gpus, HostFacts, HostSample, MemoryUse, MigInstance, Nic, NvLinks, PathKind, PcieLink,
+    ProcessKind, Xid,
 };
 pub use told::{Manner, Told};

@@ -233,6 +233,9 @@ impl Gpus {
     }
 }
 
+/// A GPU has joined the fabric of its NVSwitches.
+pub const FABRIC_READY: &str = "completed";
+
 /// One GPU. What its driver does not say is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -278,6 +281,9 @@ pub struct Gpu {
     /// Temperature at which it switches itself off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_temperature_c: Option<u32>,
+    /// Degrees that are left until clocks are lowered, negative where they are (`T.Limit` of `nvidia-smi`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thermal_margin_c: Option<i32>,
     /// Power drawn, milliwatts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power_mw: Option<u32>,
@@ -311,6 +317,10 @@ pub struct Gpu {
     /// Its NVLink links, together.
     #[serde(skip_serializing_if = "is_default")]
     pub nvlink: NvLinks,
+    /// How far it is with joining the fabric of its NVSwitches: `not_started`, `in_progress`, [`FABRIC_READY`], or
+    /// `failed` and why; none where there is none to join.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<SmolStr>,
     /// Error correction is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ecc_enabled: Option<bool>,
@@ -442,6 +452,13 @@ pub struct NvLinks {
 }
 
 impl Gpu {
+    /// How far the fabric is that it needs and that is not ready: until it is, programs on a board with NVSwitches cannot
+    /// start. A GPU without links, and one that is divided, does not need it.
+    pub fn fabric_not_ready(&self) -> Option<&str> {
+        let needs_it = self.nvlink.links.is_some_and(|links| links > 0) && self.mig != Some(true);
+        self.fabric.as_deref().filter(|state| needs_it && *state != FABRIC_READY)
+    }
+
     /// The processes that are known to use it.
     pub fn listed(&self) -> &[GpuProcess] {
         self.processes.as_deref().unwrap_or_default()

@@ -147,6 +147,8 @@ fn the_driver_and_the_played_scenario_show_the_same() {
         ("bar1_total", json!(128 * GIB)),
         ("bar1_used", json!(GIB)),
         ("pcie", json!({ "generation": 4, "max_generation": 5, "width": 8, "max_width": 16 })),
+        ("thermal_margin_c", json!(-2)),
+        ("fabric", json!([3, 0])),
         ("ecc_enabled", json!(true)),
         ("ecc_corrected", json!(3)),
         ("ecc_uncorrected_aggregate", json!(1)),

@@ -33,6 +33,8 @@ pub fn h100s(count: usize) -> Vec<Value> {
             "decoder_percent": 0,
             "bar1_total": 128 * GIB,
             "bar1_used": GIB,
+            "thermal_margin_c": 55,
+            "fabric": [3, 0],
             "ecc_enabled": true,
             "remapped_rows": 0,
             "row_remap_pending": false,

@@ -80,6 +80,9 @@ pub fn health_of(gpu: &Gpu) -> GpuHealth {
         _ if gpu.retired_pages_pending == Some(true) => {
             "memory pages wait for a reboot to be taken out of use".to_owned()
         }
+        _ if let Some(state) = gpu.fabric_not_ready() => {
+            format!("the fabric of its NVSwitches is not ready: {state}")
+        }
         _ => return GpuHealth::Ok,
     };
     GpuHealth::Degraded { why }
@@ -88,7 +91,22 @@ pub fn health_of(gpu: &Gpu) -> GpuHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Xid;
+    use crate::wire::{NvLinks, Xid};
+
+    #[test]
+    fn a_gpu_on_nvswitches_waits_for_their_fabric() {
+        let health = |fabric: Option<&str>, links: Option<u32>, mig: Option<bool>| {
+            let nvlink = NvLinks { links, ..NvLinks::default() };
+            health_of(&Gpu { fabric: fabric.map(Into::into), nvlink, mig, ..Gpu::default() })
+        };
+        let waits = health(Some("in_progress"), Some(18), Some(false));
+        assert!(matches!(waits, GpuHealth::Degraded { why } if why.contains("in_progress")));
+        assert_eq!(health(Some("completed"), Some(18), None), GpuHealth::Ok);
+        assert_eq!(health(None, Some(18), None), GpuHealth::Ok);
+        // Nothing to be joined by, and one that is divided does not use its links.
+        assert_eq!(health(Some("not_started"), None, None), GpuHealth::Ok);
+        assert_eq!(health(Some("not_started"), Some(18), Some(true)), GpuHealth::Ok);
+    }
 
     #[test]
     fn a_harmless_xid_does_not_hide_a_grave_one() {

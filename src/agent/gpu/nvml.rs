@@ -17,7 +17,7 @@ use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper::{Device, Nvml};
 
 use super::nvml_events::{self, Xids};
-use super::nvml_fields::{fields, over_all_links};
+use super::nvml_fields::{fabric, fields, over_all_links, thermal_margin};
 use super::nvml_identity::{driver_of, identify, is_divided, parts};
 use super::processes::{Listed, ProcessTable};
 use super::roll::{self, Named, Roll};
@@ -482,6 +482,8 @@ impl Card {
     fn take_turn(&mut self, device: &Device<'_>, table: &mut ProcessTable) {
         let gpu = &mut self.gpu;
         gpu.fan_percent = device.fan_speed(0).ok();
+        gpu.thermal_margin_c = thermal_margin(device);
+        gpu.fabric = fabric(device);
         gpu.memory_clock_mhz = device.clock_info(Clock::Memory).ok();
         gpu.pstate = device.performance_state().ok().and_then(pstate).map(Into::into);
         gpu.encoder_percent = device.encoder_utilization().ok().map(|u| u.utilization);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::nvml_fields::fabric_words;
 use super::processes::{Listed, ProcessTable};
 use super::scenario::{GpuScript, Health, Player, Reading};
 use super::{DriverVersions, GpuSource, Want, health_of};
@@ -143,6 +144,8 @@ fn gpu(
         slowdown_temperature_c: has("slowdown_temperature")
             .then_some(script.slowdown_temperature_c),
         shutdown_temperature_c: script.shutdown_temperature_c,
+        thermal_margin_c: script.thermal_margin_c,
+        fabric: script.fabric.and_then(|(state, status)| fabric_words(u32::from(state), status)),
         power_mw: has("power").then_some(now.power_mw),
         power_limit_mw: has("power_limit").then_some(script.power_limit_mw),
         fan_percent: script.fan_percent.filter(|_| has("fan")),

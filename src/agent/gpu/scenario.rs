@@ -132,6 +132,12 @@ pub struct GpuScript {
     /// NVLink traffic to and from the GPU, KiB a second (counted from boot).
     #[serde(default)]
     pub nvlink_kib_per_s: Option<[u64; 2]>,
+    /// Degrees until clocks are lowered.
+    #[serde(default)]
+    pub thermal_margin_c: Option<i32>,
+    /// The fabric of its NVSwitches: state (`nvmlGpuFabricState_t`) and status (`nvmlReturn_t`).
+    #[serde(default)]
+    pub fabric: Option<(u8, u32)>,
     /// Error correction is on.
     #[serde(default)]
     pub ecc_enabled: Option<bool>,

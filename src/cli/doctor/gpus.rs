@@ -90,10 +90,16 @@ fn gpu(gpu: &Gpu) -> Vec<(Verdict, String, Option<&'static str>)> {
             return checks;
         }
         (GpuHealth::Degraded { why }, _) => {
-            let advice = gpu.judged_xid().map_or(
-                "drain it and reboot the host, or reset it: nvidia-smi --gpu-reset; where no spare rows are left, have it replaced",
-                |grave| xid::meaning(grave.code).advice(),
-            );
+            let fabric = gpu.fabric_not_ready().filter(|state| why.ends_with(state));
+            let usual = match fabric {
+                Some(_) => {
+                    "systemctl status nvidia-fabricmanager: it must run, in the version of the driver"
+                }
+                None => {
+                    "drain it and reboot the host, or reset it: nvidia-smi --gpu-reset; where no spare rows are left, have it replaced"
+                }
+            };
+            let advice = gpu.judged_xid().map_or(usual, |grave| xid::meaning(grave.code).advice());
             say(Verdict::Bad, why.clone(), Some(advice));
         }
         (GpuHealth::Ok, Some((words, meaning))) => {

@@ -152,6 +152,10 @@ fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
             GpuVendor::Nvidia => "NVLink",
             GpuVendor::Amd => "XGMI",
         };
+        let fabric = gpu.fabric.as_ref().map(|state| format!("  fabric {state}"));
+        let fabric = fabric.unwrap_or_default();
+        let left = gpu.thermal_margin_c.map(|margin| format!("  slowdown in {margin}°"));
+        let left = left.unwrap_or_default();
         let together = gpu.pcie.bytes_per_s.map(|rate| words::per_second(Some(rate)));
         let together = together.map(|rate| format!("  PCIe {rate}")).unwrap_or_default();
         Row {
@@ -169,7 +173,7 @@ fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
             ],
             style: theme.text,
             below: vec![Line::styled(
-                format!("    {}  {links} {peers}{together}", gpu.uuid),
+                format!("    {}  {links} {peers}{together}{fabric}{left}", gpu.uuid),
                 theme.dim,
             )],
         }

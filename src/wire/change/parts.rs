@@ -103,7 +103,7 @@ macro_rules! whole {
     )*};
 }
 
-whole!(bool, u32, u64, f32, f64, SmolStr, Bytes, GpuHealth, GpuVendor, PathKind, ProcessKind);
+whole!(bool, i32, u32, u64, f32, f64, SmolStr, Bytes, GpuHealth, GpuVendor, PathKind, ProcessKind);
 
 /// A struct: members that are always there, and members that are not on the wire while they are
 /// what they are by default.
@@ -169,8 +169,8 @@ members!(Gpu {
     index, uuid, name, health;
     vendor, pci_bus_id, memory, bar1, utilisation_percent, memory_utilisation_percent,
     encoder_percent, decoder_percent, temperature_c, slowdown_temperature_c,
-    shutdown_temperature_c, power_mw, power_limit_mw, fan_percent, sm_clock_mhz, max_sm_clock_mhz,
-    memory_clock_mhz, max_memory_clock_mhz, pstate, throttle_reasons, pcie, nvlink, ecc_enabled,
+    shutdown_temperature_c, thermal_margin_c, power_mw, power_limit_mw, fan_percent, sm_clock_mhz, max_sm_clock_mhz,
+    memory_clock_mhz, max_memory_clock_mhz, pstate, throttle_reasons, pcie, nvlink, fabric, ecc_enabled,
     ecc_uncorrected, ecc_corrected, ecc_uncorrected_aggregate, ecc_corrected_aggregate,
     retired_pages, retired_pages_pending, remapped_rows, row_remap_pending, row_remap_failed, xid,
     grave_xid, partition, compute_mode, persistence, mig, mig_instances, nvlink_peers, paths, numa_node,

@@ -1,6 +1,6 @@
 //! What a device reads: memory, load, heat, power, clocks, errors and modes.
 
-use std::ffi::{c_uint, c_ulonglong};
+use std::ffi::{c_int, c_uint, c_ulonglong};
 
 use super::scenario::{GpuScript, THROTTLE_REASONS};
 
@@ -118,6 +118,56 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
     with_gpu(device, "slowdown_temperature", |gpu, _, _| {
         // SAFETY: NVML's contract.
         unsafe { put(to, gpu.slowdown_temperature_c) }
+    })
+}
+
+/// `nvmlMarginTemperature_v1_t`.
+#[repr(C)]
+pub struct MarginTemperature {
+    version: c_uint,
+    margin: c_int,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMarginTemperature(
+    device: Device,
+    to: *mut MarginTemperature,
+) -> Return {
+    if to.is_null() {
+        return INVALID_ARGUMENT;
+    }
+    // SAFETY: not null; the caller fills in the version before the call.
+    let version = unsafe { (*to).version };
+    if version as usize != size_of::<MarginTemperature>() | (1 << 24) {
+        return ARGUMENT_VERSION_MISMATCH;
+    }
+    with_gpu(device, "thermal_margin", |gpu, _, _| {
+        let margin = gpu.thermal_margin_c.map(|margin| MarginTemperature { version, margin });
+        // SAFETY: NVML's contract.
+        unsafe { put_some(to, margin) }
+    })
+}
+
+/// `nvmlGpuFabricInfo_t`.
+#[repr(C)]
+pub struct FabricInfo {
+    cluster: [u8; 16],
+    status: Return,
+    clique: c_uint,
+    state: u8,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGpuFabricInfo(device: Device, to: *mut FabricInfo) -> Return {
+    with_gpu(device, "fabric", |gpu, _, _| {
+        let info = gpu.fabric.map(|(state, status)| FabricInfo {
+            cluster: [7; 16],
+            status,
+            clique: 1,
+            state,
+        });
+        // SAFETY: NVML's contract.
+        unsafe { put_some(to, info) }
     })
 }
 
