@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::lab::{Lab, llama_server, write_gguf, write_image};
 use common::operator::Operator;
-use common::{Gpudeck, run, wait_for, wait_until};
+use common::{Gpudeck, has_program, run, wait_for, wait_until};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_mins(2);
@@ -466,4 +466,31 @@ fn where_there_is_no_room_or_nothing_may_run_the_host_is_still_seen() {
         let doctor = person.run(["doctor", host], LONG);
         assert!(doctor.stdout.contains("GPUDECK_STATE_DIR"), "{doctor:?}");
     }
+}
+
+/// A file system of which `/mnt` may use 1 MiB. Btrfs keeps its quotas by itself, and against root as well; those of
+/// ext4 and XFS need a kernel that is built with them.
+const QUOTA: &str = "set -e; mkdir -p /srv/quota; truncate -s 128M /srv/quota.img
+    mkfs.btrfs -q /srv/quota.img >/dev/null; mount -o loop /srv/quota.img /srv/quota
+    btrfs quota enable /srv/quota; btrfs subvolume create /srv/quota/state >/dev/null
+    btrfs qgroup limit 1M /srv/quota/state; mount --bind /srv/quota/state /mnt";
+
+#[test]
+fn a_quota_that_is_used_up_is_a_lack_of_space() {
+    if !has_program("mkfs.btrfs") {
+        return;
+    }
+    let Some(lab) = Lab::up(1, &[]) else { return };
+    lab.lab(&["exec", "h1", "--", "/bin/sh", "-c", QUOTA]);
+    let state = "user = \"root\"\nagent_env = { GPUDECK_STATE_DIR = \"/mnt\" }";
+    let person = person(&lab, &[("h1", 1, state)]);
+    // The file system has room, the agent's directory has not.
+    let room = said(&lab, "h1", "df -Pk /mnt | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4");
+    assert!(room.parse::<u32>().unwrap() > 20_000, "{room} KiB are free");
+    let hosts = settled(&person, "limited");
+    let why = hosts["h1"]["link"]["why"].as_str().unwrap();
+    assert!(why.contains("no space left"), "{why}");
+    assert!(hosts["h1"]["sample"]["memory"]["total"].as_u64().unwrap() > 0);
+    let left = said(&lab, "h1", "du -sk /mnt | cut -f1");
+    assert!(left.parse::<u32>().unwrap() < 100, "{left} KiB were left");
 }
