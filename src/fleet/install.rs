@@ -228,21 +228,34 @@ impl AgentCommand {
             DialTarget::Unix(path) => format!("unix:{path}"),
             DialTarget::Tcp(port) => format!("tcp:{port}"),
         });
-        self.line(words)
+        self.line_by(&["sh", "-c", STILL_RUNS], words)
     }
 
     fn line(&self, arguments: Vec<String>) -> String {
+        self.line_by(&[], arguments)
+    }
+
+    /// The line of the program with `arguments`, which other words may start.
+    fn line_by(&self, starter: &[&str], arguments: Vec<String>) -> String {
         let mut words = vec!["exec".to_owned()];
         if !self.env.is_empty() {
             words.push("env".to_owned());
             words.extend(self.env.iter().map(|(name, value)| format!("{name}={value}")));
         }
+        words.extend(starter.iter().map(|word| (*word).to_owned()));
         words.push(self.binary.clone());
         words.extend(arguments);
         words.extend(["--state-dir".to_owned(), self.state_dir.clone()]);
         quote::shell(&words)
     }
 }
+
+/// Starts a program; one whose file was removed under it is taken from a process that still runs it: the agent of this
+/// connection does.
+const STILL_RUNS: &str = concat!(
+    r#"b=$0; [ -e "$b" ] || for p in /proc/[0-9]*/exe; do "#,
+    r#"[ "$(readlink "$p" 2>/dev/null)" = "$0 (deleted)" ] && b=$p && break; done; exec "$b" "$@""#
+);
 
 /// What to put on a host.
 pub enum Source<'a> {
@@ -680,11 +693,47 @@ mod tests {
             "exec env 'A=b c' /s/bin/gpudeck-1 agent --state-dir '/s d'"
         );
         let access = DialAccess::Act { deck: DeckId(uuid::Uuid::nil()), epoch: Epoch(7) };
+        let line = command.dial_line(&DialTarget::Unix("/run/x y".to_owned()), access);
+        let (start, end) = line.split_once(STILL_RUNS).unwrap();
+        assert_eq!(start, "exec env 'A=b c' sh -c '");
         assert_eq!(
-            command.dial_line(&DialTarget::Unix("/run/x y".to_owned()), access),
-            "exec env 'A=b c' /s/bin/gpudeck-1 agent dial --deck 00000000-0000-0000-0000-000000000000 \
+            end,
+            "' /s/bin/gpudeck-1 agent dial --deck 00000000-0000-0000-0000-000000000000 \
              --epoch 7 'unix:/run/x y' --state-dir '/s d'"
         );
+    }
+
+    #[test]
+    fn an_agent_whose_file_is_gone_still_dials() {
+        // A program that stays when it is started so, and complains when it is started to dial.
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("gpudeck-1");
+        let shell = |line: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", line]).arg(&binary);
+            command
+        };
+        // Not written here: a process that another test forks just then would keep it busy.
+        assert!(shell("cp \"$(command -v sleep)\" \"$0\"").status().unwrap().success());
+        let dial = || {
+            let command = AgentCommand {
+                binary: binary.to_str().unwrap().to_owned(),
+                state_dir: "/s".to_owned(),
+                env: BTreeMap::new(),
+            };
+            let line = command.dial_line(&DialTarget::Tcp(1), DialAccess::Read);
+            let done = shell(&line).output().unwrap();
+            String::from_utf8_lossy(&done.stderr).into_owned()
+        };
+        let there = dial();
+        assert!(there.contains("--state-dir"), "{there}");
+        let mut running = std::process::Command::new(&binary).arg("60").spawn().unwrap();
+        std::fs::remove_file(&binary).unwrap();
+        let gone = dial();
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert!(gone.contains("--state-dir"), "{gone}");
+        assert!(dial().contains("not found"), "nobody runs it any more");
     }
 
     /// A quota that is used up: the file system has room, and the shell says "I/O error" as of a broken disk. Here a file
