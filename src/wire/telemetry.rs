@@ -233,7 +233,7 @@ impl Gpus {
     }
 }
 
-/// A GPU has joined the fabric of its NVSwitches.
+/// A GPU has joined the fabric of its `NVSwitches`.
 pub const FABRIC_READY: &str = "completed";
 
 /// One GPU. What its driver does not say is absent.
@@ -317,7 +317,7 @@ pub struct Gpu {
     /// Its NVLink links, together.
     #[serde(skip_serializing_if = "is_default")]
     pub nvlink: NvLinks,
-    /// How far it is with joining the fabric of its NVSwitches: `not_started`, `in_progress`, [`FABRIC_READY`], or
+    /// How far it is with joining the fabric of its `NVSwitches`: `not_started`, `in_progress`, [`FABRIC_READY`], or
     /// `failed` and why; none where there is none to join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fabric: Option<SmolStr>,
@@ -452,7 +452,7 @@ pub struct NvLinks {
 }
 
 impl Gpu {
-    /// How far the fabric is that it needs and that is not ready: until it is, programs on a board with NVSwitches cannot
+    /// How far the fabric is that it needs and that is not ready: until it is, programs on a board with `NVSwitches` cannot
     /// start. A GPU without links, and one that is divided, does not need it.
     pub fn fabric_not_ready(&self) -> Option<&str> {
         let needs_it = self.nvlink.links.is_some_and(|links| links > 0) && self.mig != Some(true);

@@ -385,7 +385,9 @@ impl Running {
         let took = self.pending.take().map(|asked| asked.elapsed());
         if self.began_after.is_some() {
             let now = Instant::now();
-            took.into_iter().for_each(|took| self.patience.answered(took, now));
+            if let Some(took) = took {
+                self.patience.answered(took, now);
+            }
         } else {
             self.began_after = took;
             // A look that began with the driver had to wait for it as long as the answer.

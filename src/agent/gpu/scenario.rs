@@ -135,7 +135,7 @@ pub struct GpuScript {
     /// Degrees until clocks are lowered.
     #[serde(default)]
     pub thermal_margin_c: Option<i32>,
-    /// The fabric of its NVSwitches: state (`nvmlGpuFabricState_t`) and status (`nvmlReturn_t`).
+    /// The fabric of its `NVSwitches`: state (`nvmlGpuFabricState_t`) and status (`nvmlReturn_t`).
     #[serde(default)]
     pub fabric: Option<(u8, u32)>,
     /// Error correction is on.
