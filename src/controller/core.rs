@@ -284,6 +284,7 @@ impl Core {
             self.tend_group();
             self.tend_queue();
         }
+        self.forget_old_rates();
         self.tend_tasks();
         self.tend_clock();
         self.tend_restarts();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::deck_ledger::Ledger;
 use super::gateways::Gateways;
 use super::traffic::Traffic;
+use crate::api::view::TrafficView;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
 use crate::base::{HostName, ReleaseNumber, ReplicaId, ServiceName, TrafficMode, TrafficServer};
 use crate::rollout::{Condition, Direction, Phase, Release, ServiceState, forecast};
@@ -88,7 +89,7 @@ pub fn view(
         history: around.history.iter().take(50).cloned().collect(),
         pending_change: waits(state, written, around.elsewhere.is_some()),
         url: shown_spec.and_then(|s| url(around.deck, state, s)),
-        traffic: around.traffic.map(|t| t.view(|_| true)).unwrap_or_default(),
+        traffic: traffic(state, around),
         trouble,
         progress: state.rollout.as_ref().and_then(|r| around.ledger.chronicle(name, r.to)).cloned(),
         memory: around.memory.iter().rev().take(8).cloned().collect(),
@@ -114,6 +115,13 @@ fn waits(state: &ServiceState, written: Option<&ServiceSpec>, elsewhere: bool) -
         Some(release) => *written != release.spec,
         None => !elsewhere,
     }
+}
+
+/// What it gets. Where nothing of it is left the last seconds are no traffic of now.
+fn traffic(state: &ServiceState, around: &Surroundings<'_>) -> TrafficView {
+    let has_ended = state.replicas.is_empty() && around.elsewhere.is_none();
+    let seen = around.traffic.filter(|_| !has_ended);
+    seen.map(|traffic| traffic.view(|_| true)).unwrap_or_default()
 }
 
 /// What it lends, in words.
@@ -241,6 +249,41 @@ pub fn next_release(
 mod tests {
     use super::*;
     use crate::base::{Attempt, Timestamp};
+
+    #[test]
+    fn a_service_that_has_ended_has_no_traffic_of_before() {
+        use crate::gateway::ServerCounters;
+        let release = ReleaseNumber(1);
+        let id = ReplicaId { release, replica: 0, attempt: Attempt::FIRST };
+        let mut seen = Traffic::default();
+        for (at, requests) in [(0, 100), (1_000, 130)] {
+            let counters = ServerCounters { requests, ..ServerCounters::default() };
+            let totals = BTreeMap::from([("g chat".to_owned(), BTreeMap::from([(id, counters)]))]);
+            seen.observe(Timestamp(at), totals);
+        }
+        let deck = "id = \"019a0000-0000-7000-8000-000000000001\"\nname = \"d\"\n";
+        let deck = crate::spec::parse_deck(deck, "deck.toml").unwrap();
+        let ledger = Ledger::default();
+        let around = |elsewhere| Surroundings {
+            deck: &deck,
+            elsewhere,
+            spec: None,
+            traffic: Some(&seen),
+            history: &[],
+            taken: None,
+            trouble: None,
+            gateway_file: None,
+            ledger: &ledger,
+            memory: &[],
+        };
+        let mut state = ServiceState::new("chat".parse().unwrap());
+        assert_eq!(traffic(&state, &around(None)), TrafficView::default());
+        assert!(traffic(&state, &around(Some("bob has it"))).requests_per_s.is_some());
+        let pending =
+            crate::rollout::ReplicaState::pending(Attempt::FIRST, Timestamp(1), Timestamp(1));
+        state.replicas.insert(id.key(), pending.into());
+        assert!(traffic(&state, &around(None)).requests_per_s.is_some());
+    }
 
     #[test]
     fn a_change_that_is_on_its_way_does_not_wait() {

@@ -7,7 +7,7 @@ use super::{Core, now};
 use crate::api::hub::Change;
 use crate::api::{EventLine, HostView, Severity, Snapshot};
 use crate::base::{HostName, ReplicaId, ServiceName, text};
-use crate::controller::traffic::Totals;
+use crate::controller::traffic::{Totals, Traffic};
 use crate::rollout::{EventKind, Gate, Rollout};
 
 impl Core {
@@ -20,9 +20,6 @@ impl Core {
             if self.measuring(service).is_some_and(is_new) {
                 self.happened(service, EventKind::Unmeasured);
             }
-            if self.traffic.get_mut(service).is_some_and(|t| t.forget_old_rates(now())) {
-                self.publish_service(service);
-            }
             return;
         };
         let windows = self.traffic.entry(service.clone()).or_default().observe(now(), counters);
@@ -34,6 +31,18 @@ impl Core {
             }
         }
         self.publish_service(service);
+    }
+
+    /// Rates that are of now no more are shown no more, also where nobody asks any longer because nothing runs.
+    pub(super) fn forget_old_rates(&mut self) {
+        let now = now();
+        let forget = |(name, traffic): (&ServiceName, &mut Traffic)| {
+            traffic.forget_old_rates(now).then(|| name.clone())
+        };
+        let forgotten: Vec<ServiceName> = self.traffic.iter_mut().filter_map(forget).collect();
+        for service in forgotten {
+            self.publish_service(&service);
+        }
     }
 
     /// The rollout of a service whose requests are counted for an analysis.
