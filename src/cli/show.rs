@@ -420,7 +420,10 @@ fn held(rollout: &Rollout) -> Option<String> {
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("bakes until {until}"),
-        Gate::Analyse { name, until } => format!("analysis {name} until {until}"),
+        Gate::Analyse { name, until, awaits_request: true } => {
+            format!("analysis {name} waits for the first request, until {until} at most")
+        }
+        Gate::Analyse { name, until, .. } => format!("analysis {name} until {until}"),
         Gate::Inconclusive { why } => {
             format!("the analysis is inconclusive ({why}): retry, skip or abort")
         }

@@ -86,10 +86,13 @@ impl Decider<'_> {
             .unwrap_or_else(AnalysisSpec::default);
         let windows = (&rollout.measured_new, &rollout.measured_old);
         let terms = Terms::of(self.state, rollout, &spec);
+        let run = &rollout.analysis;
+        let awaits_request = run.began.is_none() && run.unread.is_none() && spec.min_requests > 0;
         let judged = judge(&spec, &terms, &rollout.analysis, windows, rollout.step_since, now);
         let (result, reason) = match judged {
             Judgement::Wait { until } => {
-                self.set_gate(Some(Gate::Analyse { name: name.to_owned(), until }));
+                let name = name.to_owned();
+                self.set_gate(Some(Gate::Analyse { name, until, awaits_request }));
                 return;
             }
             Judgement::Verdict(result, reason) => (result, reason),

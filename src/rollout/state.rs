@@ -310,6 +310,9 @@ pub enum Gate {
         name: String,
         /// A verdict is due then.
         until: Timestamp,
+        /// Its time has not begun: the first request to the canary is waited for, and not longer than `until`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        awaits_request: bool,
     },
     /// The analysis was inconclusive: a person decides (promote or abort).
     Inconclusive {

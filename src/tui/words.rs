@@ -106,7 +106,12 @@ pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("baking, {} left", left(now, *until)),
-        Gate::Analyse { name, until } => format!("analysing {name}, {} left", left(now, *until)),
+        Gate::Analyse { name, until, awaits_request: true } => {
+            format!("analysing {name}: {}", awaits_request(now, *until))
+        }
+        Gate::Analyse { name, until, .. } => {
+            format!("analysing {name}, {} left", left(now, *until))
+        }
         Gate::Run { command, attempt, until } => {
             let again = match attempt.0.get() {
                 1 => String::new(),
@@ -122,9 +127,38 @@ pub fn gate(rollout: &Rollout, now: Timestamp) -> Option<String> {
     })
 }
 
-/// The share of a timed gate that has passed.
+/// Since when the clock of a rollout's gate stands: a pause stops that of `bake` and `analyse`, a command runs on.
+fn gate_stands(rollout: &Rollout) -> Option<Timestamp> {
+    let stops = matches!(rollout.gate, Some(Gate::Bake { .. } | Gate::Analyse { .. }));
+    rollout.paused.filter(|_| stops)
+}
+
+/// That an analysis has not begun.
+fn awaits_request(now: Timestamp, until: Timestamp) -> String {
+    format!("waits for the first request, {} at most", left(now, until))
+}
+
+/// The time that is left at a gate: in full, and shorter. None at one that has no clock.
+pub fn gate_left(rollout: &Rollout, now: Timestamp) -> Option<Vec<String>> {
+    let stands = gate_stands(rollout);
+    let (until, awaits) = match rollout.gate.as_ref()? {
+        Gate::Analyse { until, awaits_request, .. } => (*until, *awaits_request),
+        Gate::Bake { until } | Gate::Run { until, .. } => (*until, false),
+        Gate::Inconclusive { .. } | Gate::Approve | Gate::Failed { .. } => return None,
+    };
+    let rest = left(stands.unwrap_or(now), until);
+    Some(match () {
+        () if stands.is_some() => vec![format!("paused, {rest} left"), "paused".to_owned()],
+        () if awaits => vec![awaits_request(now, until), format!("no request yet, ≤{rest}")],
+        () => vec![format!("{rest} left"), rest],
+    })
+}
+
+/// The share of a timed gate that has passed; none while it has not begun.
 pub fn gate_share(rollout: &Rollout, now: Timestamp) -> Option<f64> {
+    let now = gate_stands(rollout).unwrap_or(now);
     let until = match rollout.gate.as_ref()? {
+        Gate::Analyse { awaits_request: true, .. } => return None,
         Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. } => *until,
         Gate::Inconclusive { .. } | Gate::Approve | Gate::Failed { .. } => return None,
     };

@@ -539,6 +539,43 @@ fn abort_stop_and_promote_want_the_name() {
 }
 
 #[test]
+fn a_clock_stands_while_its_rollout_is_paused() {
+    let shown = |change: fn(&mut crate::api::Rollout)| {
+        let mut state = rolling(|v| change(v.rollout.as_mut().unwrap()));
+        press(&mut state, "3");
+        text(&state)
+    };
+    let runs = shown(|_| ());
+    assert!(runs.contains("42s left") && !runs.contains("paused"), "{runs}");
+    // Twelve seconds ago, with as much left as then.
+    let paused = shown(|r| r.paused = Some(Timestamp(NOW.0 - 12_000)));
+    assert!(paused.contains("paused, 54s left"), "{paused}");
+    let counts = paused.lines().find(|line| line.contains("requests   failed")).unwrap();
+    assert!(counts.contains("paused"), "{counts}");
+    // A command runs on.
+    let command = shown(|r| {
+        r.paused = Some(Timestamp(NOW.0 - 12_000));
+        let (command, attempt) = ("./smoke.sh".to_owned(), crate::api::Attempt::FIRST);
+        let until = Timestamp(NOW.0 + 30_000);
+        r.gate = Some(Gate::Run { command, attempt, until });
+    });
+    assert!(command.contains("30s left"), "{command}");
+}
+
+#[test]
+fn an_analysis_without_a_request_says_what_it_waits_for() {
+    let mut state = rolling(|v| {
+        let (name, until) = ("default".to_owned(), Timestamp(NOW.0 + 12_000));
+        v.rollout.as_mut().unwrap().gate =
+            Some(Gate::Analyse { name, until, awaits_request: true });
+    });
+    press(&mut state, "3");
+    let screen = text(&state);
+    assert!(screen.contains("no request yet, ≤12s"), "{screen}");
+    assert!(!screen.contains("12s left"), "{screen}");
+}
+
+#[test]
 fn a_promotion_says_that_it_ends_a_pause() {
     let mut state = rolling(|_| ());
     press(&mut state, "3P");

@@ -42,6 +42,10 @@ pub(super) fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
     if y >= area.bottom() {
         return;
     }
+    // Requests that come meanwhile are not counted: the numbers stand.
+    if rollout.paused.is_some() && matches!(rollout.gate, Some(Gate::Analyse { .. })) {
+        pen.put(area.x, y, right, "paused", theme.warn);
+    }
     row(pen, y, ["requests", "failed", "mean"], [theme.header; 3]);
     let old_name = rollout.from.map_or_else(|| "–".to_owned(), |f| f.to_string());
     let both = [

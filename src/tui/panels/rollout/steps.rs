@@ -5,7 +5,7 @@ use ratatui::style::Style;
 use unicode_width::UnicodeWidthStr;
 
 use super::headline::waits_for_a_person;
-use crate::api::{Direction, Gate, Outcome, Rollout, RolloutKind, ServiceView};
+use crate::api::{Direction, Outcome, Rollout, RolloutKind, ServiceView};
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::State;
 use crate::tui::words;
@@ -44,17 +44,11 @@ pub(super) fn steps(
         let mut x = pen.put(area.x, y, right, &format!("{mark} "), style);
         let is_current = i == current && rollout.outcome.is_none() && !back;
         let text = if is_current { theme.strong } else { style_of_text(i, current, theme.dim) };
-        let until =
-            match &rollout.gate {
-                Some(
-                    Gate::Bake { until } | Gate::Analyse { until, .. } | Gate::Run { until, .. },
-                ) if is_current => Some(words::left(state.now, *until)),
-                _ => None,
-            };
+        let until = if is_current { words::gate_left(rollout, state.now) } else { None };
         let waits = is_current && rollout.gate.is_some() && until.is_none();
         // From the longest to the shortest; the step's own words need room, too.
         let beside: Vec<String> = match &until {
-            Some(left) => vec![format!("{left} left"), left.clone()],
+            Some(left) => left.clone(),
             None if waits => Vec::new(),
             None => beside_plan(state, service, rollout, i)
                 .or_else(|| is_current.then(|| vec![words::ago(state.now, rollout.step_since)]))
@@ -66,13 +60,19 @@ pub(super) fn steps(
         let beside = beside.iter().find(fits).or(beside.last());
         // The time is never cut; a title that is keeps half of the row.
         let beside = beside.filter(|text| fits(text) || wide(text) < room / 2);
-        let style = if until.is_some() { theme.accent } else { theme.dim };
+        let style = match until {
+            Some(_) if rollout.paused.is_some() => theme.warn,
+            Some(_) => theme.accent,
+            None => theme.dim,
+        };
         let end = beside.map_or(right, |text| pen.put_right(x, y, right, text, style));
         let gap = u16::from(beside.is_some());
         x = pen.put_cut(x, y, end.saturating_sub(gap), title, text) + 1;
         let width = end.saturating_sub(x + 1).min(14);
-        if until.is_some() && width >= 4 {
-            let share = words::gate_share(rollout, state.now).unwrap_or(0.0);
+        if until.is_some()
+            && width >= 4
+            && let Some(share) = words::gate_share(rollout, state.now)
+        {
             pen.bar(end - width - 1, y, width, share, theme.accent);
         }
     }
