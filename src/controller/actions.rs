@@ -133,12 +133,13 @@ impl Actions {
                     vec![ranks::start_rank(&means, &runtime, key_file, &rank, &plan, is_new).await]
                 });
             }
-            Action::StopRank { rank, host, grace } => {
+            Action::StopRank { rank, host, grace, keep_log } => {
                 let runtime = spec.runtime.clone();
                 // A start that is still being asked for must not win over the stop.
                 self.cancel(&Key::Start(rank.clone()));
                 self.spawn(Key::Stop(rank.clone()), service, move |means| async move {
-                    let how = ranks::stop_rank(&means, &runtime, &rank, &host, grace).await;
+                    let stop = ranks::Stop { host: &host, grace, keep_log };
+                    let how = ranks::stop_rank(&means, &runtime, &rank, stop).await;
                     vec![EventKind::RankEnded { rank, how }]
                 });
             }

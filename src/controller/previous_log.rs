@@ -1,5 +1,5 @@
 //! The log of a rank that has ended and was replaced: its host keeps it for some time (the newest sixteen of a service
-//! that ended by themselves), whether or not a release knows of it any more.
+//! that failed or ended by themselves), whether or not a release knows of it any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -148,7 +148,8 @@ fn none(wanted: &PreviousLogRequest, unseen: &BTreeSet<String>) -> ApiError {
     let PreviousLogRequest { service, replica, rank, .. } = wanted;
     let message = format!("no host keeps the log of an earlier {service}/{replica}/{rank}");
     if unseen.is_empty() {
-        let hint = "what was stopped leaves none; of what ended by itself the newest are kept";
+        let hint =
+            "what was stopped leaves none; of what failed or ended by itself the newest are kept";
         return ApiError { kind: ErrorKind::NotFound, message, hint: Some(hint.to_owned()) };
     }
     let hosts = unseen.iter().map(String::as_str).collect::<Vec<_>>().join(", ");

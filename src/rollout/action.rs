@@ -29,6 +29,9 @@ pub enum Action {
         host: HostName,
         /// From SIGTERM to SIGKILL.
         grace: Duration,
+        /// Its log is kept as that of one that ended by itself: its replica has failed.
+        #[serde(default)]
+        keep_log: bool,
     },
     /// Ask the replica for a token until it gives one → `ReplicaReady`.
     AwaitToken {

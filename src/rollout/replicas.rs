@@ -55,6 +55,12 @@ impl ReplicaState {
         }
     }
 
+    /// Whether this start has failed, if any of it ever ran.
+    fn has_failed(&self) -> bool {
+        // Whoever runs or serves well has no trouble any more, whatever failed before.
+        self.failures > 0 && self.trouble.is_some()
+    }
+
     /// Writes a failure into the record.
     pub(super) fn failed(&mut self, now: Timestamp, cause: String) {
         self.failures = self.failures_in_a_row(now).saturating_add(1);
@@ -95,9 +101,10 @@ impl ServiceState {
     pub(super) fn stop_ranks(&self, key: ReplicaKey) -> Vec<Action> {
         let Some(replica) = self.replicas.get(&key) else { return Vec::new() };
         let grace = self.policy(key.release).map_or(Duration::ZERO, |p| p.stop_grace);
+        let keep_log = replica.has_failed();
         self.ranks_with_plans(key)
             .filter(|(rank, _)| !replica.ended.contains(&rank.rank))
-            .map(|(rank, plan)| Action::StopRank { rank, host: plan.host.clone(), grace })
+            .map(|(rank, plan)| Action::StopRank { rank, host: plan.host.clone(), grace, keep_log })
             .collect()
     }
 

@@ -477,6 +477,25 @@ fn without_a_progress_deadline_only_the_first_unhealthy_replica_fails_it() {
     world.check_rest();
 }
 
+/// Why an engine never answered stands in its log alone; what is replaced because it is old leaves none.
+#[test]
+fn the_log_of_what_never_answered_is_kept() {
+    for (nature, kept) in [(Nature::Hangs, true), (Nature::Good, false)] {
+        let mut world = serving(2);
+        world.request(&release(2, spec(2, 1, 0), &single(2, 2)), RolloutKind::Apply, nature);
+        assert!(world.run_until(HOUR * 2, |w| ended(w) && w.quiet()));
+        let stops: Vec<bool> = world
+            .actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::StopRank { keep_log, .. } => Some(*keep_log),
+                _ => None,
+            })
+            .collect();
+        assert!(!stops.is_empty() && stops.iter().any(|keeps| *keeps) == kept, "{stops:?}");
+    }
+}
+
 /// Nomad: the clock starts at the first allocation. What was needed for it (here the drain of an
 /// old replica behind a gateway that is away) does not count against its load.
 #[test]

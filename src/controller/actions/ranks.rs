@@ -88,18 +88,29 @@ fn needs(plan: &RankPlan) -> Vec<DeviceNeed> {
         .collect()
 }
 
+/// How a rank is stopped.
+pub(super) struct Stop<'a> {
+    /// Where.
+    pub host: &'a HostName,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// Its log stays on the host, among those of ranks that ended by themselves.
+    pub keep_log: bool,
+}
+
 /// Stops a rank, however long its host is away; how it ended.
 pub(super) async fn stop_rank(
     means: &Means,
     spec: &RuntimeSpec,
     rank: &RankId,
-    host: &HostName,
-    grace: Duration,
+    Stop { host, grace, keep_log }: Stop<'_>,
 ) -> String {
     let mut pause = Duration::from_millis(500);
     loop {
         let result = match acting_runtime(means, spec, &rank.service, host).await {
             Ok(runtime) => match runtime.stop(rank, grace).await {
+                // Why it never answered stands in its log; the next starts there see to it that not too many are kept.
+                Ok(()) if keep_log => Ok(()),
                 Ok(()) => runtime.remove(rank).await,
                 Err(error) => Err(error),
             },

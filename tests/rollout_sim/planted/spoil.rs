@@ -188,6 +188,6 @@ fn stop(state: &ServiceState, actions: &mut Vec<Action>, id: deciding::base::Rep
     let Some(plan) = release.replica(id.replica) else { return };
     for (rank, plan) in release.rank_ids(id.replica, id.attempt).into_iter().zip(&plan.ranks) {
         let grace = release.spec.rollout.stop_grace;
-        actions.push(Action::StopRank { rank, host: plan.host.clone(), grace });
+        actions.push(Action::StopRank { rank, host: plan.host.clone(), grace, keep_log: false });
     }
 }
