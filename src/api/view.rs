@@ -6,6 +6,7 @@ mod event;
 mod host;
 mod plan;
 mod service;
+mod unseen;
 
 pub use delta::Delta;
 pub use error::{ApiError, ErrorKind};

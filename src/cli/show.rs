@@ -156,8 +156,8 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             standing::print(&snapshot.deck)?;
             services(&snapshot)?;
             for view in snapshot.services.values() {
-                if let Some(trouble) = &view.trouble {
-                    table::out(&format!("! {}: {trouble}", view.name))?;
+                for words in troubles(&snapshot, view) {
+                    table::out(&format!("! {}: {words}", view.name))?;
                 }
             }
             if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
@@ -183,7 +183,7 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
                 }
                 Output::Text => {
                     standing::print(&snapshot.deck)?;
-                    one_service(view)?;
+                    one_service(&snapshot, view)?;
                 }
             }
         }
@@ -233,7 +233,12 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
     )
 }
 
-fn one_service(view: &ServiceView) -> Result<(), Failure> {
+/// What is wrong with a service, or not as it looks.
+fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
+    view.trouble.clone().into_iter().chain(snapshot.unseen(view, now())).collect()
+}
+
+fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
     let name = &view.name;
     if view.condition == Condition::Elsewhere {
         table::out(&format!("{name}: {}", view.condition.word()))?;
@@ -246,8 +251,8 @@ fn one_service(view: &ServiceView) -> Result<(), Failure> {
             view.stable.map_or_else(|| "–".to_owned(), |r| r.to_string()),
         ))?;
     }
-    if let Some(trouble) = &view.trouble {
-        table::out(&format!("! {trouble}"))?;
+    for words in troubles(snapshot, view) {
+        table::out(&format!("! {words}"))?;
     }
     if let Some(rollout) = &view.rollout {
         let state = match &rollout.outcome {
@@ -487,6 +492,43 @@ mod tests {
             ready(&view)
         };
         assert_eq!([told(3, 4), told(4, 4), told(5, 4)], ["3/4", "4/4", "4/4+1"]);
+    }
+
+    #[test]
+    fn replicas_on_hosts_that_are_away_were_last_seen_before() {
+        const NOW: crate::api::Timestamp = crate::tui::fixture::NOW;
+        let mut snapshot = crate::tui::fixture::calm();
+        let sampled = |snapshot: &mut Snapshot, at: u64| {
+            for host in snapshot.hosts.values_mut() {
+                host.sampled = Some(crate::api::Timestamp(at));
+            }
+        };
+        sampled(&mut snapshot, NOW.0);
+        let service = snapshot.services.values().find(|s| s.ready > 0).unwrap().clone();
+        let told = |snapshot: &Snapshot| snapshot.unseen(&service, NOW);
+        assert_eq!(told(&snapshot), None);
+        // Silent, though nobody has given up the link yet.
+        sampled(&mut snapshot, NOW.0 - 20_000);
+        let words = told(&snapshot).unwrap();
+        assert!(words.contains("last seen 20s ago") && words.ends_with("not reached"), "{words}");
+        // Down is down at once.
+        sampled(&mut snapshot, NOW.0 - 4_000);
+        assert_eq!(told(&snapshot), None);
+        let first = service.replicas.iter().find(|r| r.phase == Phase::Ready).unwrap();
+        let host = first.ranks.first().unwrap().host.clone();
+        snapshot.hosts.get_mut(&host).unwrap().link = HostLinkState::Down {
+            kind: crate::api::DownCause::default(),
+            cause: "no route".to_owned(),
+            hint: None,
+            since: NOW,
+            tried: NOW,
+            retry_at: None,
+            trying: None,
+        };
+        let words = told(&snapshot).unwrap();
+        assert!(words.contains(&format!("4s ago: {host} is not reached")), "{words}");
+        let elsewhere = ServiceView { condition: Condition::Elsewhere, ..service.clone() };
+        assert_eq!(snapshot.unseen(&elsewhere, NOW), None, "that is known there");
     }
 
     #[test]

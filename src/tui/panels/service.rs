@@ -91,6 +91,9 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     if let Some(trouble) = &service.trouble {
         out.extend(crate::tui::dialogs::wrapped(&format!("▲ {trouble}"), width, theme.warn));
     }
+    if let Some(unseen) = state.snapshot.as_ref().and_then(|s| s.unseen(service, state.now)) {
+        out.extend(crate::tui::dialogs::wrapped(&format!("▲ {unseen}"), width, theme.warn));
+    }
     out.push(field("model", format!("{} on {}", service.model, service.engine), theme.text));
     let url = service.url.clone().unwrap_or_else(|| words::ABSENT.to_owned());
     out.push(field("address", url, theme.text));
