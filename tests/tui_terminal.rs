@@ -48,6 +48,7 @@ fn snapshot() -> Snapshot {
         replicas: Vec::new(),
         history: Vec::new(),
         pending_change: true,
+        taken_back: None,
         url: None,
         traffic: TrafficView::default(),
         trouble: None,

@@ -235,7 +235,14 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
 
 /// What is wrong with a service, or not as it looks.
 fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
-    view.trouble.clone().into_iter().chain(snapshot.unseen(view, now())).collect()
+    let tried = view.taken_back.filter(|_| view.pending_change);
+    let tried = tried.map(|release| {
+        format!(
+            "the spec in the deck is that of {release}, taken back (`gpudeck plan {}`)",
+            view.name
+        )
+    });
+    view.trouble.clone().into_iter().chain(snapshot.unseen(view, now())).chain(tried).collect()
 }
 
 fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ pub async fn plan(
     let snapshot = super::show::settle(&client).await?;
     let asked = |name: &ServiceName| services.is_empty() || services.contains(name);
     let edited = snapshot.services.values().filter(|s| s.pending_change && s.stable.is_some());
-    let waiting: Vec<_> = edited.map(|s| &s.name).filter(|name| asked(name)).collect();
+    let waiting: Vec<_> = edited.filter(|s| asked(&s.name)).collect();
     let waits = !waiting.is_empty();
     let question = WhatIf {
         services: services.to_vec(),
@@ -42,9 +42,15 @@ pub async fn plan(
         Output::Json => table::json(&view)?,
         Output::Text => {
             print(&view, &question)?;
-            for name in waiting {
-                let words = format!("{name}: an edited spec waits: `gpudeck plan {name}` shows it");
-                table::out(&words)?;
+            for service in waiting {
+                let name = &service.name;
+                let what = match service.taken_back {
+                    Some(release) => {
+                        format!("the spec in the deck is that of {release}, taken back")
+                    }
+                    None => "an edited spec waits".to_owned(),
+                };
+                table::out(&format!("{name}: {what}: `gpudeck plan {name}` shows it"))?;
             }
         }
     }

@@ -68,6 +68,7 @@ pub mod start;
 mod steer;
 mod strays;
 pub mod take_over;
+mod taken_back;
 pub mod throughput;
 mod together;
 pub mod traffic;

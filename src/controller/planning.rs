@@ -17,7 +17,7 @@ use self::place::{place, place_beside};
 use super::actions::{self, Means};
 use super::core::Core;
 use super::gateways::Gateways;
-use super::{borrowing, plan_steps};
+use super::{borrowing, plan_steps, taken_back};
 use crate::api::view::PlannedReplica;
 use crate::api::{ApiError, ErrorKind, Forecast, PlanTime, PlanView};
 use crate::base::{Hint, HostName, Revision, ServiceName, text};
@@ -221,6 +221,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     warnings.extend(Gateways::none_named(&core.deck, state, spec));
     warnings.extend(cautions::of_the_traffic(core, state, spec));
     if !nothing_to_do {
+        warnings.extend(taken_back::caution(core, state, draft));
         warnings.extend(cautions::of_the_clocks(&spec.rollout));
         let restart = restart.zip(served);
         warnings.extend(restart.and_then(|(why, r)| cautions::of_a_restart(r, spec, why)));

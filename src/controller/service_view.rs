@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::deck_ledger::Ledger;
 use super::gateways::Gateways;
+use super::taken_back;
 use super::traffic::Traffic;
 use crate::api::view::TrafficView;
 use crate::api::{MemoryView, ReleaseView, ReplicaView, ServiceView};
@@ -88,6 +89,7 @@ pub fn view(
         replicas: replicas(state, around),
         history: around.history.iter().take(50).cloned().collect(),
         pending_change: waits(state, written, around.elsewhere.is_some()),
+        taken_back: written.and_then(|written| taken_back::last(state, written)),
         url: shown_spec.and_then(|s| url(around.deck, state, s)),
         traffic: traffic(state, around),
         trouble,

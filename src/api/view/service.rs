@@ -58,6 +58,9 @@ pub struct ServiceView {
     pub history: Vec<ReleaseView>,
     /// The spec in the deck differs from what is served: something waits to be applied.
     pub pending_change: bool,
+    /// That spec is the one of this release, which was the last on its way and was taken back, or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_back: Option<ReleaseNumber>,
     /// Where clients reach it.
     pub url: Option<String>,
     /// Seen at the gateway over the last seconds.
@@ -73,6 +76,11 @@ pub struct ServiceView {
 }
 
 impl ServiceView {
+    /// Whether the spec in the deck waits to be tried for the first time.
+    pub fn has_new_edit(&self) -> bool {
+        self.pending_change && self.taken_back.is_none()
+    }
+
     /// How many replicas are ready of those that are wanted: `3/4`, and `4/4+1` with one more than wanted.
     pub fn ready_in_short(&self) -> String {
         let (ready, wanted) = (self.ready, self.wanted);

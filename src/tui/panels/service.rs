@@ -109,7 +109,11 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     ));
     let release = service.stable.map_or_else(|| words::ABSENT.to_owned(), |r| r.to_string());
     let active = service.rollout.as_ref().filter(|r| r.outcome.is_none());
-    let change = if service.pending_change {
+    let tried = service.taken_back.filter(|_| service.pending_change);
+    let tried = tried.map(|r| format!(", the spec in the deck is that of {r}, taken back"));
+    let change = if let Some(tried) = &tried {
+        tried
+    } else if service.pending_change {
         ", a change waits (a applies it, y shows it)"
     } else if service.queued.as_ref().is_some_and(|queued| queued.to.is_none()) {
         ", the spec in the deck is queued"

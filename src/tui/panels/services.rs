@@ -58,7 +58,7 @@ pub fn height(state: &State) -> u16 {
 pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let services = state.services();
     let ready: u32 = services.iter().map(|s| s.ready).sum();
-    let pending = services.iter().filter(|s| s.pending_change).count();
+    let pending = services.iter().filter(|s| s.has_new_edit()).count();
     let mut more = format!("{} · {ready} replicas ready", services.len());
     if pending > 0 {
         let noun = if pending == 1 { "change waits" } else { "changes wait" };
@@ -172,8 +172,10 @@ pub fn release_words(service: &ServiceView) -> String {
     };
     if service.queued.is_some() {
         out.push_str(" »");
-    } else if service.pending_change {
+    } else if service.has_new_edit() {
         out.push_str(" ✎");
+    } else if service.pending_change {
+        out.push_str(" ↩");
     }
     out
 }
