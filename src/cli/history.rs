@@ -15,6 +15,13 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
     }
     let rows = rows(&releases, super::show::now());
     table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "JOURNEY", "WHY"], &rows)?;
+    for release in releases.iter().filter(|r| r.not_here) {
+        let ReleaseView { number, author, .. } = release;
+        table::out(&format!(
+            "{number}: its commit is only in the deck of {author}, who began it: `gpudeck deck push` there, then \
+             `gpudeck deck fetch` here"
+        ))?;
+    }
     Ok(Success::Done)
 }
 

@@ -238,6 +238,7 @@ impl Core {
                 outcome: None,
                 stop: None,
                 progress: None,
+                not_here: false,
             },
         );
         self.begin_as_it_is_now(commit, revision).map_err(|error| {

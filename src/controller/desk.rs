@@ -321,14 +321,22 @@ impl Desk for Handle {
                         .map(|c| Box::new(c.clone())),
                     ..release.clone()
                 };
-                Ok((history.iter().map(of).collect::<Vec<_>>(), root))
+                let releases = history.iter().map(of).collect::<Vec<_>>();
+                Ok((core.not_here(&name), releases, root))
             }
-            None if core.known_services().contains(&name) => Ok((Vec::new(), None)),
+            None if core.known_services().contains(&name) => {
+                Ok((core.not_here(&name), Vec::new(), None))
+            }
             None => Err(planning::not_found(&name, core.known_services())),
         };
-        let (mut releases, root) = self.ask(latest).await??;
+        let (mut not_here, mut releases, root) = self.ask(latest).await??;
+        let with_others = move |releases: Vec<ReleaseView>| {
+            not_here.extend(releases);
+            not_here.sort_by_key(|release| std::cmp::Reverse(release.number));
+            not_here
+        };
         let Some(root) = root.filter(|_| releases.len() >= planning::SHOWN_RELEASES) else {
-            return Ok(releases);
+            return Ok(with_others(releases));
         };
         // Thousands of commits are not read on the loop.
         let read = move || DeckRepo::open(&root)?.history(&service, usize::MAX);
@@ -339,7 +347,7 @@ impl Desk for Handle {
         let oldest = releases.last().map(|r| r.number);
         let older = all.into_iter().filter(|e| oldest.is_none_or(|oldest| e.release < oldest));
         releases.extend(older.map(planning::release_view));
-        Ok(releases)
+        Ok(with_others(releases))
     }
 
     async fn release(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {

@@ -40,6 +40,7 @@ pub mod logins;
 pub mod maintenance;
 pub mod measured;
 pub mod narrate;
+mod not_here;
 pub mod observe;
 mod owed;
 mod packed;

@@ -335,6 +335,7 @@ impl Core {
         self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
         self.files = files;
         self.show_unnoted();
+        self.note_what_came();
         let known = self.known_services();
         let gone: Vec<ServiceName> =
             self.hub.with(|s| s.services.keys().filter(|n| !known.contains(n)).cloned().collect());

@@ -352,11 +352,7 @@ impl Core {
 
     /// One release, whole.
     pub(super) fn release_detail(&self, number: ReleaseNumber) -> Result<ReleaseDetail, ApiError> {
-        let missing = || ApiError {
-            kind: ErrorKind::NotFound,
-            message: format!("there is no release {number}"),
-            hint: Some("`gpudeck history SERVICE` lists them".to_owned()),
-        };
+        let missing = || self.no_release(number);
         let repo = self.repo.as_ref().ok_or_else(missing)?;
         let texts = repo.release_texts(number).map_err(|e| match e {
             RevisionError::NotFound { .. } => missing(),
@@ -383,6 +379,7 @@ impl Core {
             outcome: e.outcome,
             stop: e.stop,
             progress: None,
+            not_here: false,
         })
     }
 

@@ -237,6 +237,21 @@ impl Core {
         }
     }
 
+    /// What ended here before its commit was: how, is noted once that has been fetched.
+    pub(super) fn note_what_came(&mut self) {
+        let lacks = |(service, state): (&ServiceName, &ServiceState)| {
+            let rollout = state.rollout.as_ref()?;
+            let outcome = rollout.outcome.clone()?;
+            let history = self.files.history.get(service)?;
+            let is_open = history.iter().any(|e| e.number == rollout.to && e.outcome.is_none());
+            is_open.then(|| (service.clone(), rollout.to, outcome))
+        };
+        let lacking: Vec<_> = self.state.services.iter().filter_map(lacks).collect();
+        for (service, release, outcome) in lacking {
+            self.record_outcome(&service, release, &outcome);
+        }
+    }
+
     fn note_outcome(
         &self,
         service: &ServiceName,

@@ -164,6 +164,69 @@ fn a_controller_in_a_clone_knows_how_releases_ended() {
     traces.expect_none(&person);
 }
 
+/// Who takes over in mid-rollout serves a release whose commit only the other one has.
+#[test]
+fn a_release_that_was_not_sent_is_told_with_the_way_to_its_commit() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, _) = pushing_deck(&person);
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(&spec, SERVICE).unwrap();
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let remote = Repository::open(&bare).unwrap();
+    wait_until("r1 at the remote", DEADLINE, || {
+        let r1 = remote.refname_to_id("refs/gpudeck/releases/r1");
+        r1.is_ok_and(|r1| remote.find_note(Some("refs/notes/gpudeck"), r1).is_ok())
+    });
+    let (clone, other) = colleague(&person, &bare);
+    let there = |words: &str| {
+        let mut command = person.command(["--deck", clone.to_str().unwrap()]);
+        command.args(words.split(' ')).env("GPUDECK_HOME", person.home().join("other"));
+        crate::common::run(&mut command, DEADLINE)
+    };
+    let away = bare.with_extension("away");
+    std::fs::rename(&bare, &away).unwrap();
+    let gate = "[rollout]\nsteps = [{ approve = true }]\n";
+    std::fs::write(&spec, format!("{SERVICE}env = {{ A = \"b\" }}\n{gate}")).unwrap();
+    gpudeck("apply chat --accept-outage").expect_success();
+    let waits = |status: Finished| status.stdout.contains("waits for approval");
+    wait_until("the gate", DEADLINE, || waits(gpudeck("status chat")));
+    gpudeck("controller stop").expect_success();
+
+    there("controller take-over").expect_success();
+    wait_until("the gate there", DEADLINE, || waits(there("status chat")));
+    let refused = |words: &str, parts: [&str; 2]| {
+        let refused = there(words);
+        assert_eq!(refused.code(), Some(8), "{refused:#?}");
+        assert!(parts.iter().all(|part| refused.stderr.contains(part)), "{refused:#?}");
+    };
+    let way = "`gpudeck deck push` there, then `gpudeck deck fetch` here";
+    refused("show r2", ["r2: its commit is only in the deck of", way]);
+    there("rollout promote chat").expect_success();
+    there("rollout status chat --wait --timeout 60s").expect_success();
+    refused("diff r1 r2", ["r2 serves, and its commit is only in the deck of", way]);
+    let history = json(there("history chat --output json"), 0);
+    let newest = &history[0];
+    assert_eq!((&newest["number"], &newest["not_here"]), (&2.into(), &true.into()), "{history:#}");
+    assert_eq!(newest["outcome"], "completed", "{history:#}");
+
+    std::fs::rename(&away, &bare).unwrap();
+    gpudeck("deck push").expect_success();
+    there("deck fetch").expect_success();
+    wait_until("how r2 ended, in Git", DEADLINE, || {
+        let history = other.history(&chat(), 1).unwrap();
+        history[0].release.0 == 2 && history[0].outcome.is_some()
+    });
+    let history = json(there("history chat --output json"), 0);
+    assert!(history[0]["not_here"].is_null(), "{history:#}");
+    assert_eq!(history[0]["outcome"], "completed", "{history:#}");
+    stop_chat(there);
+    there("controller stop").expect_success();
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}
+
 #[test]
 fn show_blame_and_drift_say_what_runs_and_why() {
     let person = Gpudeck::new();

@@ -173,4 +173,7 @@ pub struct ReleaseView {
     /// What was foreseen of its rollout beside what happened; none if that is not known (any more).
     #[serde(default)]
     pub progress: Option<Box<PlanProgress>>,
+    /// Its commit is not in this deck: it was begun in another one, and was not sent or fetched yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_here: bool,
 }

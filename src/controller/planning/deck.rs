@@ -56,6 +56,7 @@ pub fn release_view(entry: HistoryEntry) -> ReleaseView {
         outcome: entry.outcome,
         stop: entry.stop,
         progress: None,
+        not_here: false,
     }
 }
 
