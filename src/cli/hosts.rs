@@ -79,7 +79,7 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
             },
             gpus,
             free,
-            host.ranks.len().to_string(),
+            ranks(host),
             match old(host, now) {
                 Some(old) if note.is_empty() => old,
                 Some(old) => format!("{old}; {note}"),
@@ -89,6 +89,14 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
     }
     table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
     Ok(Success::Done)
+}
+
+/// How many ranks of the deck are there; what another controller runs is known there.
+fn ranks(host: &HostView) -> String {
+    match &host.claim {
+        Some(claim) if !claim.ours => "–".to_owned(),
+        _ => host.ranks.len().to_string(),
+    }
 }
 
 /// That what is shown of a host is not of now: it says nothing (yet its link is not given up), or its GPUs are not read.
@@ -158,6 +166,22 @@ fn held_by(host: &HostView) -> String {
 mod tests {
     use super::*;
     use crate::tui::fixture::{NOW, rich};
+
+    #[test]
+    fn what_runs_on_a_host_of_another_controller_is_not_known() {
+        let mut host = rich().hosts.into_values().find(|h| !h.ranks.is_empty()).unwrap();
+        let count = host.ranks.len().to_string();
+        let mut told = |ours: Option<bool>| {
+            host.claim = ours.map(|ours| crate::api::view::ClaimView {
+                holder: "bob@m2 (/d)".to_owned(),
+                ours,
+                since: None,
+                until: None,
+            });
+            ranks(&host)
+        };
+        assert_eq!([told(None), told(Some(true)), told(Some(false))], [&count, &count, "–"]);
+    }
 
     #[test]
     fn a_host_that_falls_silent_has_an_age_before_its_link_is_given_up() {

@@ -6,7 +6,7 @@ use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{show, table};
-use crate::api::{Door, PreviousLogRequest, RankId, ServiceName, Snapshot, text};
+use crate::api::{Condition, Door, PreviousLogRequest, RankId, ServiceName, Snapshot, text};
 
 /// So many bytes from the end are asked for.
 const AT_FIRST: u32 = 256 << 10;
@@ -100,6 +100,12 @@ fn find(
         .services
         .get(&service)
         .ok_or_else(|| missing(format!("there is no service {service}")))?;
+    if view.condition == Condition::Elsewhere {
+        // The trouble says who holds its hosts, unless a spec has a mistake.
+        let why = view.trouble.as_deref().unwrap_or("another controller holds its hosts");
+        let hint = "its ranks and their logs are seen there; `gpudeck controller take-over` brings them here";
+        return Err(Failure::other(format!("{service}: {why}")).code(9).with_hint(hint));
+    }
     view.replicas
         .iter()
         .filter(|r| r.key().replica == replica || r.id.replica == replica)
@@ -113,4 +119,23 @@ fn find(
                     "`gpudeck status` shows which there are; `--previous` reads what an earlier one logged",
                 )
         })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_elsewhere_is_not_told_as_gone() {
+        let mut snapshot = crate::tui::fixture::rich();
+        let view = snapshot.services.values_mut().next().unwrap();
+        view.condition = Condition::Elsewhere;
+        view.trouble = Some("h1 is held by bob@m2 (/d)".to_owned());
+        view.replicas.clear();
+        let wanted = (view.name.clone(), 0, 0);
+        let failure = find(&snapshot, wanted).unwrap_err();
+        let told = format!("{failure:?}");
+        assert!(told.contains("held by bob@m2") && told.contains("seen there"), "{told}");
+    }
 }
