@@ -1,5 +1,6 @@
 //! `gpudeck cordon`, `uncordon` and `drain`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::args::{Args, DrainOptions, Output, Why};
@@ -7,7 +8,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, show, table};
 use crate::api::{
-    ApiError, Client, Door, DrainPlan, ErrorKind, HostName, Intent, IntentReply, Snapshot, time,
+    ApiError, Client, Door, DrainPlan, ErrorKind, EventLine, HostName, Intent, IntentReply,
+    ServiceName, Snapshot, time,
 };
 
 /// A host, or one GPU of it: `node1`, `node1/3`.
@@ -82,11 +84,13 @@ pub async fn drain(
         let nothing = plan.moves.is_empty() && plan.out.is_empty() && there.is_empty();
         return Ok(if nothing { Success::Done } else { Success::Changes });
     }
-    let reply = loop {
+    let (reply, mut news) = loop {
         let plan = client.plan_drain(host).await?;
+        let snapshot = client.snapshot().await?;
         if args.output == Output::Text {
-            print(&plan, &on_host(&client.snapshot().await?, host))?;
+            print(&plan, &on_host(&snapshot, host))?;
         }
+        let news = News::of_drain(&plan, &snapshot);
         let mut agreed = None;
         if apply::must_ask(args, options.yes) {
             apply::agree("Go on?").await?;
@@ -95,7 +99,7 @@ pub async fn drain(
         let intent = Intent::Drain { host: host.clone(), reason: options.reason.clone(), agreed };
         match client.send(intent).await {
             Err(error) if apply::is_other_than_seen(&error) => apply::say_changed()?,
-            reply => break reply?,
+            reply => break (reply?, news),
         }
     };
     if args.output == Output::Json && !options.wait {
@@ -105,6 +109,13 @@ pub async fn drain(
         return Ok(Success::Done);
     }
     let ended = |snapshot: &Snapshot| {
+        for event in news.since_then(snapshot) {
+            // Whoever reads nothing any more is told so by what comes at the end.
+            let _ = match args.output {
+                Output::Json => table::json_line(&event),
+                Output::Text => show::event_line(&event),
+            };
+        }
         // One that has left the deck is not shown: what it had is elsewhere then, or not yet.
         let Some(view) = snapshot.hosts.get(host) else {
             return on_host(snapshot, host).is_empty().then_some(Ok(()));
@@ -205,11 +216,46 @@ pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure>
     Ok(())
 }
 
+/// What happens while somebody waits.
+struct News {
+    host: HostName,
+    services: BTreeSet<ServiceName>,
+    /// The last event that is known.
+    last: Option<EventLine>,
+}
+
+impl News {
+    /// What is told of a drain from this moment on.
+    fn of_drain(plan: &DrainPlan, snapshot: &Snapshot) -> Self {
+        let moves = plan.moves.iter().map(|entry| &entry.service);
+        let services = moves.chain(plan.out.iter().map(|entry| &entry.service)).cloned().collect();
+        Self { host: plan.host.clone(), services, last: snapshot.events.back().cloned() }
+    }
+
+    /// The events that came since, of the services that leave the host, and of the host.
+    fn since_then(&mut self, snapshot: &Snapshot) -> Vec<EventLine> {
+        let known = self.last.as_ref();
+        let known = known.and_then(|last| snapshot.events.iter().rposition(|event| event == last));
+        let new = snapshot.events.iter().skip(known.map_or(0, |place| place + 1));
+        let is_of_it = |event: &&EventLine| match &event.service {
+            Some(service) => self.services.contains(service),
+            None => {
+                let words = event.text.split(|c: char| !(c.is_alphanumeric() || "-_.".contains(c)));
+                event.host.as_ref() == Some(&self.host)
+                    || words.into_iter().any(|word| word == self.host.as_str())
+            }
+        };
+        let news = new.filter(is_of_it).cloned().collect();
+        self.last = snapshot.events.back().cloned();
+        news
+    }
+}
+
 /// Looks until `ended` says so; none: the time is up first.
 pub(super) async fn wait<T>(
     client: &Client,
     timeout: Option<Duration>,
-    ended: impl Fn(&Snapshot) -> Option<T>,
+    mut ended: impl FnMut(&Snapshot) -> Option<T>,
 ) -> Result<Option<T>, Failure> {
     let deadline = timeout.map(|t| tokio::time::Instant::now() + t);
     let mut lost = 0;
@@ -241,4 +287,43 @@ pub(super) fn time_is_up(args: &Args, words: &str) -> Result<Success, Failure> {
         table::out(&format!("time is up; {words}"))?;
     }
     Ok(Success::TimeIsUp)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::api::{Severity, Timestamp};
+
+    #[test]
+    fn who_waits_for_a_drain_is_told_of_it_and_of_nothing_else() {
+        let mut snapshot = crate::tui::fixture::calm();
+        let event = |at: u64, service: Option<&str>, words: &str| EventLine {
+            at: Timestamp(at),
+            severity: Severity::Info,
+            service: service.map(|name| name.parse().unwrap()),
+            host: None,
+            text: words.to_owned(),
+        };
+        snapshot.events.push_back(event(1, None, "ada drains gpu-1: before"));
+        let mut news = News {
+            host: "gpu-1".parse().unwrap(),
+            services: BTreeSet::from(["chat".parse().unwrap()]),
+            last: snapshot.events.back().cloned(),
+        };
+        let mut told = |snapshot: &Snapshot| {
+            news.since_then(snapshot).into_iter().map(|event| event.at.0).collect::<Vec<_>>()
+        };
+        assert!(told(&snapshot).is_empty());
+        snapshot.events.extend([
+            event(2, None, "ada drains gpu-1: 2 replicas to move away"),
+            event(3, Some("chat"), "r1-2 is ready"),
+            event(4, Some("code"), "r1-0 is ready"),
+            event(5, None, "gpu-11 is drained"),
+        ]);
+        assert_eq!(told(&snapshot), [2, 3]);
+        snapshot.events.push_back(event(6, None, "gpu-1 is drained"));
+        assert_eq!(told(&snapshot), [6]);
+        assert!(told(&snapshot).is_empty());
+    }
 }

@@ -416,7 +416,7 @@ impl Core {
 
     fn request_moves(&mut self, host: &HostName, drainage: Drainage, by: &str) {
         for ServiceMoves { service, release, moves, out } in drainage.services {
-            let why = format!("{host} is drained");
+            let why = format!("{host} is being drained");
             // What moves goes first; then it is looked again at what is left.
             let kind = if moves.is_empty() {
                 EventKind::TakenOut { release, replicas: out, host: host.clone() }

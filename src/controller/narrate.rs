@@ -114,7 +114,7 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
     }
     // What was decided comes before what follows from it.
     rollout(&mut story, before, after);
-    moves(&mut story, before, after);
+    moves(&mut story, before, after, matches!(kind, EventKind::MovesCancelled { .. }));
     replicas(&mut story, before, after);
     outcome(&mut story, before, after);
     if before.condition() != Condition::Down && after.condition() == Condition::Down {
@@ -222,7 +222,7 @@ fn has_waited_for(was: &ReplicaState, why: &str) -> bool {
     matches!(was.phase, Phase::Waiting { .. }) || was.waiting_since.is_some() && same()
 }
 
-fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
+fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState, by_hand: bool) {
     for vacated in after.vacated.difference(&before.vacated) {
         let over = before.moves.first().filter(|m| m.from == vacated.replica);
         if let Some(to) = over.and_then(|m| m.to) {
@@ -232,7 +232,10 @@ fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
     if let Some(why) = &after.move_trouble
         && before.move_trouble.as_ref() != Some(why)
     {
-        story.error(format!("the moving away is given up: {why}"));
+        match by_hand {
+            true => story.info(format!("the moving away ends: {why}")),
+            false => story.error(format!("the moving away is given up: {why}")),
+        }
     }
 }
 
@@ -357,6 +360,23 @@ mod tests {
         let ended = tell(7_000, r#""promoted","by":"bob","all":true,"reason":"it is late""#);
         let words = "bob promotes to the end, which ends the pause of ada: it is late".to_owned();
         assert_eq!(ended, (words, None, None));
+    }
+
+    #[test]
+    fn a_drain_that_a_person_ends_is_no_error() {
+        let before = ServiceState::new("chat".parse().unwrap());
+        let why = Some("r1-0: ada cancelled it".to_owned());
+        let mut after = before.clone();
+        after.move_trouble = why;
+        let told = |kind: EventKind| {
+            let lines = narrate(&before, &after, &kind);
+            lines.into_iter().map(|line| (line.severity, line.text)).collect::<Vec<_>>()
+        };
+        let by_hand = told(EventKind::MovesCancelled { by: "ada".to_owned() });
+        let words = "the moving away ends: r1-0: ada cancelled it".to_owned();
+        assert_eq!(by_hand, [(Severity::Info, words)]);
+        let by_itself = told(EventKind::Tick);
+        assert!(matches!(by_itself.as_slice(), [(Severity::Error, _)]), "{by_itself:?}");
     }
 
     /// A host that left the deck refuses every start: that is told once, not at every attempt.

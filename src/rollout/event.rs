@@ -140,7 +140,7 @@ pub enum EventKind {
         moves: Vec<RequestedMove>,
         /// Who.
         by: String,
-        /// What for: `node1 is drained`.
+        /// What for: `node1 is being drained`.
         why: String,
     },
     /// Hosts of the service cannot be acted on: take nothing out until [`EventKind::HoldEnded`].

@@ -37,7 +37,7 @@ pub struct ReplicaMove {
     pub to: Option<u32>,
     /// When its turn came.
     pub began: Option<Timestamp>,
-    /// What for, in words: `node1 is drained`.
+    /// What for, in words: `node1 is being drained`.
     pub why: String,
 }
 
