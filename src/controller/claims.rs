@@ -131,6 +131,13 @@ impl Other {
         Refusal::Held { held: self.held, holder: self.holder.clone(), until: self.until_there }
     }
 
+    /// The same claim began when it began: reckoned from its age it would be a little earlier or later at each look.
+    fn has_held_as(&mut self, before: &Self) {
+        if (self.held, &self.holder) == (before.held, &before.holder) {
+            self.since = before.since.or(self.since);
+        }
+    }
+
     /// Who had it before a take-over that came to nothing: its lease has ended with that.
     fn before_us(holder: String) -> Self {
         let here = now();
@@ -268,9 +275,12 @@ impl Claims {
                     known.others.remove(host);
                     known.ours.insert(host.clone());
                 }
-                Some(other) => {
+                Some(mut other) => {
                     self.left_out.is_heard(host);
                     known.ours.remove(host);
+                    if let Some(before) = known.others.get(host) {
+                        other.has_held_as(before);
+                    }
                     known.others.insert(host.clone(), other);
                 }
             }
@@ -645,6 +655,27 @@ fn unexpected(link: &dyn HostLink, reply: &Reply) -> LinkError {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// Clocks are read to the millisecond, and an answer takes some: the same claim must not look as if it had just begun.
+    #[test]
+    fn a_claim_that_goes_on_began_when_it_began() {
+        let said = |epoch, now| ClaimInfo {
+            epoch: Epoch(epoch),
+            holder: "bob@m2 (/d)".to_owned(),
+            since: Timestamp(1_000),
+            until: Timestamp(90_000),
+            now: Timestamp(now),
+        };
+        let first = Other::of(&said(3, 50_000));
+        let mut again = Other::of(&said(3, 50_021));
+        assert_ne!(first.since, again.since);
+        again.has_held_as(&first);
+        assert_eq!(first.since, again.since);
+        let mut taken = Other::of(&said(4, 50_021));
+        let since = taken.since;
+        taken.has_held_as(&first);
+        assert_eq!(taken.since, since, "it was taken anew");
+    }
 
     /// Hosts answer side by side; what one of them wrote down last must not lack what another one said.
     #[test]
