@@ -171,14 +171,16 @@ async fn take_over(
         }
     }
     let reply = client.send(Intent::TakeOver { force, reason: why.reason.clone() }).await?;
+    let is_taken = reply != IntentReply::NothingToDo;
     let left_out = match reply {
         IntentReply::TakenOver { left_out } => left_out,
         _ => Vec::new(),
     };
     match args.output {
         Output::Json => {
-            table::json_line(&serde_json::json!({ "taken_over": true, "left_out": left_out }))?;
+            table::json_line(&serde_json::json!({ "taken_over": is_taken, "left_out": left_out }))?;
         }
+        Output::Text if !is_taken => table::out("this controller holds the hosts")?,
         Output::Text if left_out.is_empty() => {
             table::out("the hosts are taken over; `gpudeck status` shows what goes on")?;
         }

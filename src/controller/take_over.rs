@@ -254,12 +254,18 @@ impl Core {
         self.records_since_checkpoint = 0;
         self.follow_clock();
         self.caught_up();
+        // Of nobody else a lease was heard: its end would be later than the beginning of all times.
+        let others_had_none = renewed == Timestamp::default();
+        let has_nothing_new = others_had_none && adopted.is_empty() && trouble.is_empty();
         let words = match (adopted.as_slice(), trouble.is_empty()) {
+            ([], true) if others_had_none => "this controller holds the hosts".to_owned(),
             ([], true) => "took the hosts over; nothing was left on them to go on with".to_owned(),
             ([], false) => "took the hosts over, and not all that was left on them".to_owned(),
             (adopted, _) => format!("took over and goes on with {}", adopted.join(", ")),
         };
-        self.say(Severity::Warning, None, &words);
+        // A surprise it is only where somebody else had them.
+        let severity = if others_had_none { Severity::Info } else { Severity::Warning };
+        self.say(severity, None, &words);
         if !left_out.is_empty() {
             let names: Vec<&str> = left_out.iter().map(HostName::as_str).collect();
             let words = format!(
@@ -282,7 +288,11 @@ impl Core {
         self.make_good_since(renewed, |service| ages.contains_key(service));
         self.ask_anew();
         if left_out.is_empty() {
-            return Ok(IntentReply::Accepted);
+            return Ok(if has_nothing_new {
+                IntentReply::NothingToDo
+            } else {
+                IntentReply::Accepted
+            });
         }
         Ok(IntentReply::TakenOver { left_out: left_out.into_iter().collect() })
     }
