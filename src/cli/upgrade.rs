@@ -7,8 +7,8 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::{apply, maintenance, show, table};
 use crate::api::{
-    Door, Intent, ServiceLow, Snapshot, Upgrade, UpgradeHost, UpgradePlan, UpgradeQuestion,
-    UpgradeSteer, text,
+    Door, Intent, ServiceLow, Snapshot, Upgrade, UpgradeEntry, UpgradeHost, UpgradePlan,
+    UpgradeQuestion, UpgradeSteer, text,
 };
 
 /// Whatever of it is asked for.
@@ -21,10 +21,10 @@ pub async fn run(args: &Args, options: &UpgradeOptions) -> Result<Success, Failu
     }
     let client = attach(args).await?;
     let Some(what) = steer(options) else {
-        let upgrade = client.snapshot().await?.deck.upgrade;
-        match (args.output, upgrade) {
-            (Output::Json, upgrade) => table::json(&upgrade)?,
-            (Output::Text, Some(upgrade)) => print(&upgrade)?,
+        let snapshot = client.snapshot().await?;
+        match (args.output, &snapshot.deck.upgrade) {
+            (Output::Json, upgrade) => table::json(upgrade)?,
+            (Output::Text, Some(upgrade)) => print(upgrade, &snapshot)?,
             (Output::Text, None) => table::out("no hosts were upgraded here yet")?,
         }
         return Ok(Success::Done);
@@ -107,20 +107,23 @@ async fn begin(args: &Args, run: &str, options: &UpgradeOptions) -> Result<Succe
         let words = "accepted; `gpudeck hosts upgrade` shows how far it is";
         return maintenance::told(args, &reply, words);
     }
-    let ended = |snapshot: &Snapshot| snapshot.deck.upgrade.clone().filter(|u| u.ended.is_some());
-    let Some(upgrade) = maintenance::wait(&client, None, ended).await? else {
+    let ended = |snapshot: &Snapshot| {
+        let upgrade = snapshot.deck.upgrade.clone().filter(|u| u.ended.is_some())?;
+        Some((upgrade, snapshot.clone()))
+    };
+    let Some((upgrade, snapshot)) = maintenance::wait(&client, None, ended).await? else {
         return Ok(Success::TimeIsUp);
     };
     match args.output {
         Output::Json => table::json(&upgrade)?,
-        Output::Text => print(&upgrade)?,
+        Output::Text => print(&upgrade, &snapshot)?,
     }
     let well = upgrade.hosts.iter().all(|h| h.state == UpgradeHost::Done);
     Ok(if well { Success::Done } else { Success::TakenBack })
 }
 
 /// How far each host is.
-fn print(upgrade: &Upgrade) -> Result<(), Failure> {
+fn print(upgrade: &Upgrade, snapshot: &Snapshot) -> Result<(), Failure> {
     let steered = [("paused", &upgrade.paused), ("stopped", &upgrade.stopped)];
     for (how, steered) in steered {
         let Some(steered) = steered else { continue };
@@ -137,12 +140,21 @@ fn print(upgrade: &Upgrade) -> Result<(), Failure> {
             UpgradeHost::Returning { said, .. } => notes.push(said.clone()),
             _ => {}
         }
+        notes.extend(stays_closed(entry, snapshot));
         if entry.retries > 0 {
             notes.push(format!("tried {} times", u64::from(entry.retries) + 1));
         }
         vec![entry.host.to_string(), entry.state.word().to_owned(), notes.join("; ")]
     });
     table::print(&["HOST", "UPGRADE", ""], &rows.collect::<Vec<_>>())
+}
+
+/// That a host which was not upgraded gets nothing new all the same, and what opens it.
+fn stays_closed(entry: &UpgradeEntry, snapshot: &Snapshot) -> Option<String> {
+    let is_left = matches!(entry.state, UpgradeHost::Failed { .. } | UpgradeHost::Skipped { .. });
+    let host = snapshot.hosts.get(&entry.host).filter(|_| is_left)?;
+    host.maintenance.host_cordon()?;
+    Some(format!("stays cordoned until `gpudeck uncordon {}`", entry.host))
 }
 
 /// What it would do, for people.

@@ -186,11 +186,10 @@ impl Core {
 
     pub(super) fn maintenance_of(&self, host: &HostName) -> Maintenance {
         let ledger = &self.state.ledger.maintenance;
-        let entry = ledger.upgrade.as_ref().and_then(|u| u.hosts.iter().find(|h| h.host == *host));
         Maintenance {
             cordons: ledger.cordons.get(host).cloned().unwrap_or_default(),
             drain: ledger.drains.get(host).cloned(),
-            upgrade: entry.map(|e| e.state.clone()),
+            upgrade: ledger.upgrade_of(host).cloned(),
         }
     }
 

@@ -234,13 +234,17 @@ impl Core {
     }
 
     /// It could not be emptied: beside other hosts it waits for them.
-    fn drain_refused(&mut self, host: &HostName, why: &str) {
+    fn drain_refused(&mut self, host: &HostName, error: &ApiError) {
         // Somebody uncordoned it: that is written down already.
         if !self.state.ledger.maintenance.awaits_drain(host) {
             return;
         }
-        let watch = &mut self.upgrades.watch;
-        let state = self.state.ledger.maintenance.refused(host, why, watch);
+        let (why, watch) = (error.message.as_str(), &mut self.upgrades.watch);
+        let mut state = self.state.ledger.maintenance.refused(host, why, watch);
+        // To try it again as everything is would end the same way.
+        if let (UpgradeHost::Failed { why }, Some(hint)) = (&mut state, &error.hint) {
+            *why = text::clean(&format!("{why} → {hint}"), 400);
+        }
         if state == UpgradeHost::Waiting {
             let words = format!("beside the hosts that are begun {host} is not upgraded: {why}");
             self.say(Severity::Info, None, &words);
@@ -358,7 +362,7 @@ impl Core {
         let task = tokio::spawn(async move {
             if let Ok(Err(error)) = answer.await {
                 let tell = Box::new(move |core: &mut Core| {
-                    core.drain_refused(&host_name, &error.message);
+                    core.drain_refused(&host_name, &error);
                 });
                 let _ = inputs.send(Input::Ask(tell)).await;
             }

@@ -84,6 +84,16 @@ impl FleetMaintenance {
         self.upgrade.as_ref().filter(|upgrade| upgrade.ended.is_none())
     }
 
+    /// How far a host's upgrade is, as long as that matters to the host: of one that failed or was left out nothing is
+    /// left to do once the upgrade is over and somebody has uncordoned it. The upgrade itself still tells of it.
+    pub fn upgrade_of(&self, host: &HostName) -> Option<&UpgradeHost> {
+        let upgrade = self.upgrade.as_ref()?;
+        let state = &upgrade.entry(host)?.state;
+        let is_left = matches!(state, UpgradeHost::Failed { .. } | UpgradeHost::Skipped { .. });
+        let is_done_with = is_left && upgrade.ended.is_some() && self.host_cordon(host).is_none();
+        (!is_done_with).then_some(state)
+    }
+
     /// No new ranks on a host, or on a GPU of it.
     pub fn cordoned(&mut self, host: &HostName, cordon: Cordon) {
         let cordons = self.cordons.entry(host.clone()).or_default();
@@ -223,6 +233,29 @@ mod tests {
             upgrade(UpgradeHost::Running { gpus: 8, boot: None, cordoned_before: false });
         kept.uncordoned(&h1, None, Timestamp(2));
         assert!(kept.present_upgrade().is_some());
+    }
+
+    #[test]
+    fn who_uncordons_a_host_that_failed_is_told_no_more_of_it_there() {
+        let h1: HostName = "h1".parse().unwrap();
+        let mut kept = upgrade(UpgradeHost::Returning {
+            gpus: 8,
+            said: String::new(),
+            cordoned_before: false,
+        });
+        let failed = UpgradeHost::Failed { why: "a GPU is missing".to_owned() };
+        kept.upgrade_went(&h1, &failed, Timestamp(2));
+        assert!(kept.present_upgrade().is_none(), "the other one is left out");
+        assert_eq!(kept.upgrade_of(&h1), Some(&failed), "it stays cordoned");
+        assert_eq!(kept.upgrade_of(&"h2".parse().unwrap()), None, "nothing was done to it");
+        kept.uncordoned(&h1, None, Timestamp(3));
+        assert_eq!(kept.upgrade_of(&h1), None);
+        let upgrade = kept.upgrade.unwrap();
+        assert_eq!(
+            upgrade.entry(&h1).map(|entry| &entry.state),
+            Some(&failed),
+            "it can be tried again"
+        );
     }
 
     #[test]
