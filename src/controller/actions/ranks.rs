@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::Means;
 use super::runtimes::acting_runtime;
-use crate::base::{Bytes, DeviceId, HostName, RankId};
+use crate::base::{Bytes, DeviceId, Hint, HostName, RankId};
 use crate::controller::core::{Core, Input};
 use crate::fleet::LinkError;
 use crate::rollout::{EventKind, RankPlan, StartRefusal};
 use crate::runtime::RuntimeError;
 use crate::spec::RuntimeSpec;
-use crate::wire::{DeviceNeed, RankStart, Refusal};
+use crate::wire::{DeviceNeed, RankStart, Refusal, is_same_holder};
 
 /// Log kept of each rank.
 const LOG_LIMIT: Bytes = Bytes::mib(16);
@@ -47,7 +47,7 @@ pub(super) async fn start_rank(
                 // Heard before the refusal: the next plan leaves the port out.
                 let _ = means.inputs.send(Input::Ask(Box::new(note))).await;
             }
-            let why = error.to_string();
+            let why = in_words(means.claims.holder(), &error);
             let refusal = if error.is_transient() {
                 StartRefusal::NotYet { why }
             } else {
@@ -55,6 +55,24 @@ pub(super) async fn start_rank(
             };
             EventKind::RankRefused { rank: rank.clone(), refusal }
         }
+    }
+}
+
+/// Why a rank was not started, with what to do where a person can do something at once.
+fn in_words(own: &str, error: &RuntimeError) -> String {
+    let RuntimeError::Link(LinkError::Refused { host, refusal }) = error else {
+        return error.to_string();
+    };
+    match refusal {
+        Refusal::PortInUse { .. } => {
+            let hint = error.hint().map(|hint| format!(" → {hint}")).unwrap_or_default();
+            format!("{error}{hint}")
+        }
+        // Nobody else has it: the claim that this was asked with is just being replaced by a newer one of ours.
+        Refusal::Held { holder, .. } if is_same_holder(holder, own) => {
+            format!("{host} is just being claimed by this controller")
+        }
+        _ => error.to_string(),
     }
 }
 
