@@ -194,6 +194,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     let state = core.state.services.get(service).unwrap_or(&empty);
     let served = state.stable.and_then(|n| state.releases.get(&n));
     let engine = engine::of(&spec.engine);
+    place::has_hosts(core, draft)?;
     engine.check(spec, draft.facts.as_ref()).map_err(|e| invalid(&e))?;
     names_are_of_the_deck(core, service, spec)?;
     backends_are_apart(core, state, spec)?;

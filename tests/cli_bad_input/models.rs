@@ -78,6 +78,19 @@ fn what_an_engine_needs_on_its_hosts_and_is_not_there() {
     deck.nothing_was_done("chat");
 }
 
+/// Without a host nobody can tell how much memory something needs; that is not what is missing.
+#[test]
+fn a_deck_without_hosts_has_no_place() {
+    let deck = Deck::new();
+    deck.write("deck.toml", "id = \"01930000-0000-7000-8000-000000000001\"\nname = \"bad\"\n");
+    deck.write(
+        "services/chat.toml",
+        "model = \"tiny\"\n[engine.command]\nrun = [\"sleep\", \"9\"]\n",
+    );
+    deck.refused("plan chat", 1, &["the deck has no hosts"], &["[hosts.NAME]"]);
+    deck.nothing_was_done("chat");
+}
+
 /// What is asked or told of a model that cannot be is never answered with "it fits".
 #[test]
 fn models_and_divisions_that_cannot_be() {

@@ -74,6 +74,19 @@ pub(in crate::controller) fn place_draft(
     place_on(core, hosts, &demand)
 }
 
+/// Without any host it would be asked how much memory a service needs, which nobody can tell before there is one.
+pub(super) fn has_hosts(core: &Core, draft: &Draft) -> Result<(), ApiError> {
+    let is_known = draft.facts.is_some() || draft.spec.memory.is_some();
+    if is_known || !core.deck.hosts.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError {
+        kind: ErrorKind::Unplaceable,
+        message: format!("{} has no place: the deck has no hosts", draft.service),
+        hint: Some("add one to deck.toml: [hosts.NAME]".to_owned()),
+    })
+}
+
 /// What so many replicas of a draft want on hosts of these kinds, whatever runs now.
 pub(in crate::controller) fn demand(
     core: &Core,
@@ -82,6 +95,9 @@ pub(in crate::controller) fn demand(
     hosts: &[placement::HostCapacity],
 ) -> Result<Demand, ApiError> {
     let spec = &draft.spec;
+    if hosts.is_empty() {
+        has_hosts(core, draft)?;
+    }
     let engine = engine::of(&spec.engine);
     let engine::Shapes { good: mut tried, refused } =
         engine::shapes(&*engine, spec, draft.facts.as_ref());
