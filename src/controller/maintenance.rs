@@ -233,7 +233,8 @@ impl Core {
     pub(super) fn drainage(&self, host: &HostName, drafts: &[Draft]) -> Result<Drainage, ApiError> {
         let mut hosts = self.capacities(None);
         for capacity in &mut hosts {
-            capacity.cordoned |= capacity.name == *host;
+            // Not cordoned: that could be lifted to make room.
+            capacity.draining |= capacity.name == *host;
         }
         let mut ports = PortGiver::new(self);
         let mut plan = DrainPlan {

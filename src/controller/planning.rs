@@ -216,7 +216,10 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         steps
     };
     if forecast.outage {
-        let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}")).unwrap_or_default();
+        let remedy = forecast.remedy.as_deref().map(|r| format!(" → {r}"));
+        let uncordon = cautions::cordoned_room(core, &release);
+        let remedy =
+            remedy.map(|r| format!("{r}{}", uncordon.unwrap_or_default())).unwrap_or_default();
         warnings.insert(0, format!("OUTAGE: no replica is ready in between{remedy}"));
     }
     warnings.extend(Gateways::none_named(&core.deck, state, spec));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::demand::{Demand, PlacedReplica, Refusal, ShapeNeed};
 use super::global::answer::{Rejected, ServiceAnswer};
 use super::global::{Joined, ON_NODE, ON_SWITCH, link_cost};
-use super::rules::{available, excluded, needed_on, occupants, unmet};
+use super::rules::{available, excluded, excluded_by_spec, needed_on, occupants, unmet};
 use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
 use crate::base::{Bytes, ReplicaKey, text};
@@ -218,6 +218,44 @@ fn groups_of(tensor: usize, gpus: &[&GpuCapacity], kinds: &[JoinedBy]) -> usize 
     groups + groups_of(tensor, &left, nearer)
 }
 
+/// A cordoned host that would do, but for that.
+fn cordoned<'a>(
+    hosts: &[&'a HostCapacity],
+    demand: &Demand,
+    need: ShapeNeed,
+) -> Option<&'a HostCapacity> {
+    let would_do = |host: &HostCapacity| {
+        let opened = HostCapacity { cordoned: false, ..host.clone() };
+        host.cordoned && !host.draining && reason(&opened, demand, need).is_none()
+    };
+    hosts.iter().copied().find(|host| would_do(host))
+}
+
+/// What opens a host where none may be used.
+fn way_to_a_host(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -> String {
+    if hosts.is_empty() {
+        return "add a host to deck.toml".to_owned();
+    }
+    let mut ways: Vec<String> = Vec::new();
+    let lacks = |h: &&&HostCapacity| h.up && demand.lacking.contains_key(&h.name);
+    let is_away = |h: &&&HostCapacity| !h.up && excluded_by_spec(h, demand).is_none();
+    let by_spec = |h: &HostCapacity| {
+        excluded_by_spec(h, demand).is_some() && !demand.lacking.contains_key(&h.name)
+    };
+    ways.extend(
+        cordoned(hosts, demand, need).map(|host| format!("`gpudeck uncordon {}`", host.name)),
+    );
+    ways.extend(hosts.iter().find(lacks).map(|host| format!("see to what {} lacks", host.name)));
+    ways.extend(hosts.iter().find(is_away).map(|host| format!("bring {} back", host.name)));
+    if hosts.iter().any(|host| by_spec(host)) {
+        ways.push("loosen `placement` in the spec".to_owned());
+    }
+    match ways.len() {
+        0 => "add a host to deck.toml".to_owned(),
+        _ => ways.join(", or "),
+    }
+}
+
 /// Why it cannot be placed, and the smallest change that would help.
 pub(super) fn refusal(
     hosts: &[&HostCapacity],
@@ -248,18 +286,21 @@ pub(super) fn refusal(
         if let Some((message, change)) = no_label(hosts, demand) {
             return refuse(message, 0, reasons, Some(change));
         }
-        let change = if hosts.is_empty() {
-            "add a host to deck.toml"
-        } else {
-            "bring a host back, or loosen `placement` in the spec"
-        };
-        return refuse("no host may be used".to_owned(), 0, reasons, Some(change.to_owned()));
+        let change = way_to_a_host(hosts, demand, need);
+        return refuse("no host may be used".to_owned(), 0, reasons, Some(change));
     }
     if let Some((message, change)) = unmet_everywhere(&eligible, demand) {
         return refuse(message, 0, reasons, Some(change));
     }
     let change = change(hosts, demand, need, placed.len())
         .or_else(|| (demand.device == DeviceKind::Gpu).then(|| free_some(&eligible, demand, need)));
+    // The smallest that a person can do.
+    let opens =
+        cordoned(hosts, demand, need).map(|host| format!("`gpudeck uncordon {}`", host.name));
+    let change = match (opens, change) {
+        (Some(opens), Some(change)) => Some(format!("{opens}, or {change}")),
+        (opens, change) => opens.or(change),
+    };
     if !placed.is_empty() {
         let message = format!("{} of {} replicas fit", placed.len(), demand.replicas);
         return refuse(message, placed.len(), reasons, change);

@@ -276,6 +276,37 @@ fn what_does_not_fit_into_the_engines_share_needs_a_larger_gpu() {
     assert_eq!(shown(&place(&world(vec![empty, larger]), &d).unwrap()), "b-0");
 }
 
+/// What a person can do about it is told by what is in the way.
+#[test]
+fn the_way_to_a_host_depends_on_what_closes_it() {
+    let closed = |change: fn(&mut HostCapacity)| {
+        let mut host = box_of("a", 2, 2);
+        change(&mut host);
+        host
+    };
+    let told = |hosts: Vec<HostCapacity>, d: &Demand| {
+        place(&world(hosts), d).unwrap_err().change.unwrap_or_default()
+    };
+    let d = demand(1, vec![need(2, 70)]);
+    assert_eq!(told(vec![closed(|h| h.cordoned = true)], &d), "`gpudeck uncordon a`");
+    assert_eq!(told(vec![closed(|h| h.up = false)], &d), "bring a back");
+    let mut lacking = d.clone();
+    lacking.lacking.insert("a".parse().unwrap(), "there is no program vllm".to_owned());
+    assert_eq!(told(vec![closed(|_| ())], &lacking), "see to what a lacks");
+    let mut elsewhere = d.clone();
+    elsewhere.placement.hosts = vec!["z".parse().unwrap()];
+    assert_eq!(told(vec![closed(|_| ())], &elsewhere), "loosen `placement` in the spec");
+    let small = host("s", vec![gpu("s", 0, 24, 24), gpu("s", 1, 24, 24)]);
+    let small = HostCapacity { cordoned: true, ..small };
+    assert!(!told(vec![small], &d).contains("uncordon"), "it is too small");
+    // What is being emptied is not the way, and what is full has one beside it.
+    let draining = closed(|h| (h.cordoned, h.draining) = (true, true));
+    assert!(!told(vec![draining], &d).contains("uncordon"));
+    let full = host("b", vec![gpu("b", 0, 80, 10), gpu("b", 1, 80, 10)]);
+    let change = told(vec![full, closed(|h| h.cordoned = true)], &d);
+    assert!(change.starts_with("`gpudeck uncordon a`, or "), "{change}");
+}
+
 /// A cordon keeps new ranks away; what runs there is as well as before.
 #[test]
 fn a_cordoned_gpu_takes_nothing_new_and_keeps_what_it_has() {
@@ -392,7 +423,7 @@ fn every_host_passed_over_has_its_one_reason() {
     none: label zone = a is missing
     sick: GPUs that are large enough and healthy: 1 of 2, 2 needed; GPU 1: Xid 79
     small: its GPUs have 24.0 GiB, 40.0 GiB needed
-    bring the memory it needs down to 30.0 GiB on each GPU
+    `gpudeck uncordon cordoned`, or bring the memory it needs down to 30.0 GiB on each GPU
     ");
 }
 

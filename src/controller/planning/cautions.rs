@@ -3,7 +3,8 @@
 use crate::base::time;
 use crate::controller::core::Core;
 use crate::controller::gateways::Gateways;
-use crate::rollout::{Release, ServiceState, uncounted_analyses};
+use crate::placement::{GpuCapacity, HostCapacity};
+use crate::rollout::{Release, ReplicaPlan, ServiceState, uncounted_analyses};
 use crate::spec::{RolloutSpec, ServiceSpec};
 
 /// How clients find the engines, and who counts their requests, where no gateway does either.
@@ -80,6 +81,24 @@ pub(super) fn of_a_restart(
             why.unwrap_or_else(|| "with another gateway, backend or placement they are".to_owned())
         )
     })
+}
+
+/// A cordoned host with room for a replica more, beside what a plan lacks.
+pub(super) fn cordoned_room(core: &Core, release: &Release) -> Option<String> {
+    let gpus = |replica: &ReplicaPlan| replica.ranks.iter().map(|rank| rank.devices.len()).sum();
+    let needed: usize = release.replicas.iter().map(gpus).max()?;
+    room_behind_a_cordon(&core.capacities(None), needed)
+}
+
+fn room_behind_a_cordon(hosts: &[HostCapacity], needed: usize) -> Option<String> {
+    let free = |host: &HostCapacity| {
+        let unused = |gpu: &&GpuCapacity| gpu.reserved_by.is_none() && gpu.cordoned.is_none();
+        host.gpus.iter().filter(unused).count()
+    };
+    let closed = |host: &&HostCapacity| host.up && host.cordoned && !host.draining;
+    let host = hosts.iter().filter(closed).find(|host| free(host) >= needed.max(1))?;
+    let (name, free) = (&host.name, free(host));
+    Some(format!("; {name} is cordoned with {free} free GPUs: `gpudeck uncordon {name}`"))
 }
 
 #[cfg(test)]

@@ -113,8 +113,10 @@ fn read(sought: &Sought, checkup: &Checkup) -> Found {
         && checkup.programs.first().is_some_and(|program| program.file.is_none())
     {
         let name = &program.program;
-        let path = if name.starts_with('/') { "" } else { " on the path of gpudeck's agent" };
-        found.lacks = Some(format!("there is no program {name}{path}"));
+        let whole = name.starts_with('/');
+        let path = if whole { "" } else { " on the path of gpudeck's agent" };
+        let or = if whole { "" } else { ", or write its whole path" };
+        found.lacks = Some(format!("there is no program {name}{path}: install it{or}"));
     }
     if sought.container_engine {
         match (&checkup.container_engine, &checkup.container_engine_trouble) {
