@@ -665,6 +665,7 @@ mod tests {
             since: Timestamp(1_000),
             until: Timestamp(90_000),
             now: Timestamp(now),
+            renewed: None,
         };
         let first = Other::of(&said(3, 50_000));
         let mut again = Other::of(&said(3, 50_021));

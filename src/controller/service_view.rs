@@ -275,6 +275,7 @@ mod tests {
             taken: None,
             trouble: None,
             gateway_file: None,
+            restarting: None,
             ledger: &ledger,
             memory: &[],
         };

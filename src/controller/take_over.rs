@@ -17,7 +17,7 @@ use super::core::{Core, now};
 use super::deck_ledger::{DeckEvent, DeckRecord};
 use super::turns::{Token, Turn};
 use crate::api::{ApiError, ErrorKind, IntentReply, Severity};
-use crate::base::{DeckId, Hint, HostName, ServiceName};
+use crate::base::{DeckId, Hint, HostName, ServiceName, Timestamp};
 use crate::fleet::HostLink;
 use crate::rollout::{LentTo, ServiceState};
 use crate::wire::is_same_holder;
@@ -254,7 +254,7 @@ impl Core {
         self.records_since_checkpoint = 0;
         self.follow_clock();
         self.caught_up();
-        // Of nobody else a lease was heard: its end would be later than the beginning of all times.
+        // Nobody else was there: that would have been later than the beginning of all times.
         let others_had_none = renewed == Timestamp::default();
         let has_nothing_new = others_had_none && adopted.is_empty() && trouble.is_empty();
         let words = match (adopted.as_slice(), trouble.is_empty()) {

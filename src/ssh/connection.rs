@@ -192,7 +192,8 @@ fn judge(
     };
     let kinds = KnownKinds {
         keys: known.algorithms(&host, port),
-        wants_certificate: known.wants_certificate(&host, port),
+        // A list of revoked keys may have its certificate, or who signed that.
+        wants_certificate: !revoked.is_empty() || known.wants_certificate(&host, port),
     };
     // Strictly, only what stands in a file counts.
     let accepted = match config.strict_host_key_checking {
