@@ -128,21 +128,21 @@ async fn interrupted(args: &Args) {
 
 /// Whether a command begins something that goes on without it.
 fn begins_something(command: Option<&Command>) -> bool {
-    match command {
-        Some(Command::Hosts { command: Some(_) }) => true,
+    matches!(
+        command,
         Some(
-            Command::Apply { .. }
-            | Command::Rollout(_)
-            | Command::Move(_)
-            | Command::Stop { .. }
-            | Command::Drain { .. }
-            | Command::Uncordon { .. }
-            | Command::Drift { .. }
-            | Command::Reconnect { .. }
-            | Command::Controller(_),
-        ) => true,
-        _ => false,
-    }
+            Command::Hosts { command: Some(_) }
+                | Command::Apply { .. }
+                | Command::Rollout(_)
+                | Command::Move(_)
+                | Command::Stop { .. }
+                | Command::Drain { .. }
+                | Command::Uncordon { .. }
+                | Command::Drift { .. }
+                | Command::Reconnect { .. }
+                | Command::Controller(_)
+        )
+    )
 }
 
 async fn run(args: &Args) -> Result<Success, Failure> {

@@ -232,9 +232,10 @@ fn moves(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState, by_
     if let Some(why) = &after.move_trouble
         && before.move_trouble.as_ref() != Some(why)
     {
-        match by_hand {
-            true => story.info(format!("the moving away ends: {why}")),
-            false => story.error(format!("the moving away is given up: {why}")),
+        if by_hand {
+            story.info(format!("the moving away ends: {why}"));
+        } else {
+            story.error(format!("the moving away is given up: {why}"));
         }
     }
 }

@@ -43,7 +43,7 @@ pub enum Fact {
     GpuNuma,
     /// `gpu.island`: its `NVLink` island on the host, a number.
     GpuIsland,
-    /// `gpu.pcie_switch`: the PCIe switch that it is on, a number.
+    /// `gpu.pcie_switch`: the `PCIe` switch that it is on, a number.
     GpuPcieSwitch,
     /// `gpu.mig`: it is a MIG instance, true or false.
     GpuMig,
