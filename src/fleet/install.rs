@@ -251,10 +251,11 @@ impl AgentCommand {
 }
 
 /// Starts a program; one whose file was removed under it is taken from a process that still runs it: the agent of this
-/// connection does.
+/// connection does. In another mount namespace the same path is another file, which anybody may have put there.
 const STILL_RUNS: &str = concat!(
-    r#"b=$0; [ -e "$b" ] || for p in /proc/[0-9]*/exe; do "#,
-    r#"[ "$(readlink "$p" 2>/dev/null)" = "$0 (deleted)" ] && b=$p && break; done; exec "$b" "$@""#
+    r#"b=$0; m=$(readlink /proc/self/ns/mnt); [ -e "$b" ] || for p in /proc/[0-9]*; do "#,
+    r#"[ "$(readlink "$p/exe" 2>/dev/null)" = "$0 (deleted)" ] && [ -n "$m" ] && "#,
+    r#"[ "$(readlink "$p/ns/mnt" 2>/dev/null)" = "$m" ] && b=$p/exe && break; done; exec "$b" "$@""#
 );
 
 /// What to put on a host.
@@ -734,6 +735,25 @@ mod tests {
         running.wait().unwrap();
         assert!(gone.contains("--state-dir"), "{gone}");
         assert!(dial().contains("not found"), "nobody runs it any more");
+        // The same path in a mount namespace of somebody's own is another program.
+        assert!(shell("cp \"$(command -v sleep)\" \"$0\"").status().unwrap().success());
+        let apart = "exec unshare -m sh -c 'mkdir $0.d && mount -t tmpfs none $0.d && cp $0 $0.d/p && \
+                     touch $0.d/on && exec $0 60' \"$0\"";
+        let mut foreign = shell(apart).spawn().unwrap();
+        let exe = format!("/proc/{}/exe", foreign.id());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let runs = || std::fs::read_link(&exe).is_ok_and(|link| link == binary);
+        while !runs() && foreign.try_wait().unwrap().is_none() {
+            assert!(std::time::Instant::now() < deadline, "it does not start");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        // Without the right to make one there is nothing to be tried.
+        if runs() {
+            std::fs::remove_file(&binary).unwrap();
+            assert!(dial().contains("not found"), "a stranger's program was run");
+        }
+        let _ = foreign.kill();
+        foreign.wait().unwrap();
     }
 
     /// A quota that is used up: the file system has room, and the shell says "I/O error" as of a broken disk. Here a file

@@ -123,7 +123,7 @@ fn known_hosts(text: &str) -> Result<(), String> {
     known.add(file, text);
     for (host, port) in [("a", 22), ("web.example.org", 2222)] {
         let verdict = known.check(host, port, &key);
-        let _ = (known.algorithms(host, port), known.wants_certificate(host, port));
+        let _ = (known.algorithms(host, port), known.has_authority(host, port));
         if let Verdict::Changed { line, .. } | Verdict::Revoked { line, .. } = verdict
             && (line == 0 || line > text.lines().count())
         {

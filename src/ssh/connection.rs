@@ -18,7 +18,7 @@ use super::endpoint::{ConnectOptions, Endpoint, aside};
 use super::handler::{Client, Judge};
 use super::known_hosts::{self, KnownHosts, TooLong, Verdict};
 use super::pace::Doors;
-use super::proposal::{KnownKinds, NothingLeft, proposal};
+use super::proposal::{Certificates, KnownKinds, NothingLeft, proposal};
 use super::way::{self, Way};
 use super::{KeyRing, Questions, SshError};
 use crate::base::text;
@@ -192,8 +192,13 @@ fn judge(
     };
     let kinds = KnownKinds {
         keys: known.algorithms(&host, port),
-        // A list of revoked keys may have its certificate, or who signed that.
-        wants_certificate: !revoked.is_empty() || known.wants_certificate(&host, port),
+        certificates: if known.has_authority(&host, port) {
+            Certificates::All
+        } else if !revoked.is_empty() || known.has_revocation(&host, port) {
+            Certificates::OfKnownKinds
+        } else {
+            Certificates::None
+        },
     };
     // Strictly, only what stands in a file counts.
     let accepted = match config.strict_host_key_checking {
@@ -390,9 +395,12 @@ fn other_greeting(first: &[u8]) -> Option<String> {
     Some(text::clean(&String::from_utf8_lossy(line), 120))
 }
 
-/// That a server has said something, and not that it speaks SSH 2.
+/// That a server has said something, and not that it speaks SSH 2; one that is too busy does.
 fn not_ssh(endpoint: &Endpoint, first: &[u8]) -> Option<SshError> {
     let said = other_greeting(first)?;
+    if BUSY.iter().any(|words| said.starts_with(words)) {
+        return Some(SshError::Closed { why: format!("the server said: {said}") });
+    }
     let why = format!("it answers `{said}`");
     Some(SshError::Protocol { address: endpoint.address(), why })
 }
@@ -405,11 +413,6 @@ fn handshake_error(endpoint: &Endpoint, error: &russh::Error, first: &[u8]) -> S
             keyword: keyword_of(kind),
             theirs: text::clean(&theirs.join(","), 200),
         };
-    }
-    if let Some(said) = other_greeting(first)
-        && BUSY.iter().any(|words| said.starts_with(words))
-    {
-        return SshError::Closed { why: format!("the server said: {said}") };
     }
     if let Some(other) = not_ssh(endpoint, first) {
         return other;

@@ -25,7 +25,7 @@ pub(super) struct Heard {
 }
 
 /// So much of what comes first is kept: a greeting, and what may stand before it.
-const FIRST: usize = 1024;
+const FIRST: usize = 4096;
 
 impl Heard {
     pub(super) fn new() -> Arc<Self> {

@@ -234,17 +234,16 @@ impl KnownHosts {
         })
     }
 
-    /// Whether the host is to show a certificate, if it has one: some authority may vouch for it, or something is
-    /// revoked for it, which may be its certificate or who signed that.
-    pub fn wants_certificate(&self, host: &str, port: u16) -> bool {
-        let is_revocation = |e: &Entry| e.marker == Some(Marker::Revoked);
-        let names = names(host, port);
+    /// Whether some authority may vouch for the host.
+    pub fn has_authority(&self, host: &str, port: u16) -> bool {
         self.authorities(host, port).next().is_some()
-            || self
-                .entries
-                .iter()
-                .filter(|e| is_revocation(e))
-                .any(|e| names.iter().any(|name| matches_hosts(&e.hosts, name)))
+    }
+
+    /// Whether something is revoked for the host, which may be its certificate or who signed that.
+    pub fn has_revocation(&self, host: &str, port: u16) -> bool {
+        let names = names(host, port);
+        let mut revoked = self.entries.iter().filter(|e| e.marker == Some(Marker::Revoked));
+        revoked.any(|e| names.iter().any(|name| matches_hosts(&e.hosts, name)))
     }
 
     /// The algorithms of the keys known for a host: asked for first, so that a host with several
@@ -320,8 +319,8 @@ pub fn read_revoked(file: &Path) -> io::Result<Vec<KeyData>> {
     for line in content.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let mut words = line.split_ascii_whitespace();
         let key = match (words.next(), words.next()) {
-            (Some(kind), Some(data)) if is_certificate(kind) => read_certificate(kind, data),
-            _ => PublicKey::from_openssh(line).ok().map(|key| key.key_data().clone()),
+            (Some(kind), Some(data)) => read_key(kind, data),
+            _ => None,
         };
         let wrong = || io::Error::other(format!("no public key: {}", text::clean(line, 60)));
         keys.push(key.ok_or_else(wrong)?);
@@ -420,23 +419,25 @@ fn parse_line(
     // A certificate is revoked by itself; known is only who signs them.
     if is_certificate(kind) {
         let revoked = marker.filter(|marker| *marker == Marker::Revoked)?;
-        return Some((Some(revoked), hosts.to_owned(), read_certificate(kind, data)?));
+        return Some((Some(revoked), hosts.to_owned(), read_key(kind, data)?));
     }
-    let key = PublicKey::from_openssh(&format!("{kind} {data}")).ok()?;
-    Some((marker, hosts.to_owned(), key.key_data().clone()))
+    Some((marker, hosts.to_owned(), read_key(kind, data)?))
 }
 
 fn is_certificate(kind: &str) -> bool {
     kind.contains("-cert-v01@")
 }
 
-/// A certificate of a line; only such a line can be nested, others are read by whoever reads keys.
-fn read_certificate(kind: &str, data: &str) -> Option<KeyData> {
+/// A key or a certificate of a line. What the blob is decides how it is read, whatever the word before it says.
+fn read_key(kind: &str, data: &str) -> Option<KeyData> {
     if BASE64.decode(data).is_ok_and(|blob| is_nested(&blob)) {
         return None;
     }
-    let certificate = Certificate::from_openssh(&format!("{kind} {data}")).ok()?;
-    Some(KeyData::Certificate(Box::new(certificate)))
+    let line = format!("{kind} {data}");
+    if is_certificate(kind) {
+        return Some(KeyData::Certificate(Box::new(Certificate::from_openssh(&line).ok()?)));
+    }
+    Some(PublicKey::from_openssh(&line).ok()?.key_data().clone())
 }
 
 /// Whether certificates are within certificates, which nobody makes: they are read by recursion, and
@@ -640,7 +641,7 @@ mod tests {
                 assert_eq!(some.check(name, port, &shown), expected, "{name}:{port}");
             }
             assert_eq!(some.algorithms(name, port), all.algorithms(name, port));
-            assert_eq!(some.wants_certificate(name, port), all.wants_certificate(name, port));
+            assert_eq!(some.has_authority(name, port), all.has_authority(name, port));
         }
         let some = KnownHosts::load(&[file], "none", 22).unwrap();
         assert_eq!(some.entries.len(), 1, "only what is revoked for all");

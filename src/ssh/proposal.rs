@@ -125,10 +125,35 @@ pub(super) fn has(keyword: &str, name: &str) -> bool {
     }
 }
 
-/// What is known of a host decides which kind of key is asked for first, and whether a certificate.
+/// What is known of a host decides which kind of key is asked for first, and which certificates.
 pub(super) struct KnownKinds {
     pub(super) keys: Vec<Algorithm>,
-    pub(super) wants_certificate: bool,
+    pub(super) certificates: Certificates,
+}
+
+/// Which certificates are asked for. A server that has one of a kind shows it before any plain key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Certificates {
+    /// None: nobody is known who signs them.
+    None,
+    /// Of the kinds of the keys that are known: something is revoked, and may be such a key's certificate or who signed
+    /// it. One of another kind would come before the known key.
+    OfKnownKinds,
+    /// All: an authority may vouch for the host.
+    All,
+}
+
+impl KnownKinds {
+    /// Those of `all` that are asked for.
+    fn wanted(&self, all: Vec<Algorithm>) -> Vec<Algorithm> {
+        let is_known = |a: &Algorithm| self.keys.iter().any(|k| same_kind(a, k));
+        match self.certificates {
+            Certificates::None => Vec::new(),
+            Certificates::OfKnownKinds if self.keys.is_empty() => all,
+            Certificates::OfKnownKinds => all.into_iter().filter(is_known).collect(),
+            Certificates::All => all,
+        }
+    }
 }
 
 /// What to offer to a host.
@@ -149,8 +174,8 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
             return Err(NothingLeft { keyword: "HostKeyAlgorithms", asked: asked.join(",") });
         }
         // With nothing else the key in a certificate is judged.
-        if !known.wants_certificate && !keys.is_empty() {
-            certificates.clear();
+        if !keys.is_empty() {
+            certificates = known.wanted(certificates);
         }
         if !config.host_key_order_given {
             // Stable: what is known first, and both parts in the order of the list.
@@ -168,9 +193,7 @@ pub(super) fn proposal(config: &HostConfig, known: &KnownKinds) -> Result<Prefer
                 keys.push(algorithm);
             }
         }
-        if known.wants_certificate {
-            certificates = host_keys();
-        }
+        certificates = known.wanted(host_keys());
     }
     let mut kex = choose("KexAlgorithms", config.kex_algorithms.as_deref(), &KEX, &OLD_KEX)?;
     kex.extend(KEX_SIGNS);
@@ -201,7 +224,8 @@ mod tests {
         let given = Given { name: "h".to_owned(), ..Given::default() };
         let config = resolve(&files, &given, &Place::here()).unwrap();
         let keys = vec![Algorithm::Rsa { hash: None }];
-        let all = proposal(&config, &KnownKinds { keys, wants_certificate: false }).unwrap();
+        let all =
+            proposal(&config, &KnownKinds { keys, certificates: Certificates::None }).unwrap();
         all.key.iter().map(ToString::to_string).collect()
     }
 
