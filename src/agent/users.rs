@@ -86,6 +86,8 @@ struct Known {
     asked: Instant,
     /// The service has not answered yet.
     waits: bool,
+    /// It was asked before.
+    again: bool,
 }
 
 impl Known {
@@ -145,6 +147,8 @@ impl Users {
         if is_awaited(&mut table) {
             let waits_for = table.known.get(&uid).map_or(Duration::ZERO, |k| k.asked.elapsed());
             let left = match patience {
+                // The first time only: one that has failed may do so each time.
+                Some(_) if table.known.get(&uid).is_some_and(|known| known.again) => Duration::ZERO,
                 Some(patience) => patience.saturating_sub(waits_for),
                 None => table.patience(),
             };
@@ -164,8 +168,10 @@ impl Users {
         }
         // What finds no room is asked for by whoever wants it next.
         if self.ask.try_send(uid).is_ok() {
-            let name = table.known.remove(&uid).and_then(|known| known.name);
-            table.known.insert(uid, Known { name, asked: Instant::now(), waits: true });
+            let before = table.known.remove(&uid);
+            let again = before.is_some();
+            let name = before.and_then(|known| known.name);
+            table.known.insert(uid, Known { name, asked: Instant::now(), waits: true, again });
         }
     }
 }
@@ -262,7 +268,7 @@ mod tests {
         let long_ago = Instant::now().checked_sub(NONE_AGAIN);
         let make = |name: Option<&str>, ago: Option<Instant>| {
             let name = name.map(str::to_owned);
-            let known = Known { name, asked: ago.unwrap(), waits: false };
+            let known = Known { name, asked: ago.unwrap(), waits: false, again: false };
             users.shared.table().known.insert(8, known);
         };
         make(None, Some(Instant::now()));

@@ -187,10 +187,10 @@ pub async fn serve(
 }
 
 /// Only the user who runs the controller, and root, may speak to it.
-fn admit(peer: &Peer) -> Result<String, ApiError> {
+fn admit(peer: &Peer) -> Result<(), ApiError> {
     let own = rustix::process::geteuid().as_raw();
     match peer.uid {
-        Some(uid) if uid == own || uid == 0 => Ok(user_name(uid)),
+        Some(uid) if uid == own || uid == 0 => Ok(()),
         _ => Err(ApiError {
             kind: ErrorKind::Invalid,
             message: "only the user who runs the controller may speak to it".to_owned(),
@@ -312,7 +312,11 @@ async fn intent(
     headers: HeaderMap,
     Json(intent): Json<Intent>,
 ) -> Result<Json<IntentReply>, ApiError> {
-    let user = admit(&peer)?;
+    admit(&peer)?;
+    let uid = peer.uid.unwrap_or_default();
+    // A name service may take its time, and everything else goes on meanwhile.
+    let user = tokio::task::spawn_blocking(move || user_name(uid)).await;
+    let user = user.unwrap_or_else(|_| format!("uid {uid}"));
     let said = |name| headers.get(name).and_then(|v| v.to_str().ok()).map(who::claimed);
     let who = Who {
         user,

@@ -29,15 +29,18 @@ pub fn is_same_holder(holder: &str, name: &str) -> bool {
     match (split(holder), split(name)) {
         (None, Some((before, after))) => kept(holder) == kept(&format!("{before}{after}")),
         (Some(_), Some(_)) => match (without_user(&kept(holder)), without_user(&kept(name))) {
-            // They are cut at their end, each as early as its user's name is long.
             (Some(one), Some(other)) => {
-                let (one, other) = (one.trim_end_matches('…'), other.trim_end_matches('…'));
-                one.starts_with(other) || other.starts_with(one)
+                one == other || begins_as(&one, &other) || begins_as(&other, &one)
             }
             _ => false,
         },
         _ => false,
     }
+}
+
+/// A name that was cut at its end, as early as its user's name was long, begins as the other one does.
+fn begins_as(cut: &str, other: &str) -> bool {
+    cut.strip_suffix('…').is_some_and(|cut| other.trim_end_matches('…').starts_with(cut))
 }
 
 /// The machine and what follows it, of a name with a number.
@@ -72,6 +75,8 @@ mod tests {
         assert!(is_same_holder("ann@corp@localhost #4f1c22d09ab7 (/root/d)", &one));
         assert!(!is_same_holder("uid 0@elsewhere #4f1c22d09ab7 (/root/d)", &one));
         assert!(!is_same_holder("uid 0@localhost #4f1c22d09ab7 (/root/dd)", &one));
+        // As a neighbour's note tells it: another user there holds it, whose processes are not ours to stop.
+        assert!(!is_same_holder(&format!("{one}, there as user alice"), &one));
         // As an earlier version wrote it.
         assert!(is_same_holder("root@localhost (/root/d)", &one));
         assert!(!is_same_holder("root@localhost (/root/e)", &one));

@@ -128,7 +128,7 @@ impl GpuSource for AmdSource {
         for (index, device) in (0..).zip(&devices) {
             let mut gpu = read_gpu(index, device);
             let tables = self.tables.entry(device.clone()).or_default();
-            tables.take(table(device), Instant::now(), want != Want::Due, &mut gpu);
+            tables.take(table(device), Instant::now(), want == Want::LookedAt, &mut gpu);
             match &held {
                 Some(held) => {
                     ras(device, &mut gpu);

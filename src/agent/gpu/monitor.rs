@@ -291,6 +291,8 @@ struct ChildSource {
     backoff: Duration,
     /// The driver did not begin in time when it was last begun with.
     begins_slowly: bool,
+    /// What the last child knew of how long answers take.
+    patience: Patience,
     /// A child ended by itself, or could not be started, and none has answered since.
     has_ended: bool,
     stuck: Vec<Child>,
@@ -321,7 +323,12 @@ enum Answer {
 }
 
 impl Running {
-    fn start(start: &Start, before: &Before, first: Duration) -> std::io::Result<Self> {
+    fn start(
+        start: &Start,
+        before: &Before,
+        first: Duration,
+        patience: Patience,
+    ) -> std::io::Result<Self> {
         let mut command = Command::new(process::startable(&start.program));
         command.arg0(&start.program).args(["agent", "sample"]);
         if let Some(library) = &start.library {
@@ -345,7 +352,7 @@ impl Running {
         let lines = LineReader::new(BufReader::new(stdout));
         let to_tell = Some(known_line(before));
         let (pending, looks) = (None, Vec::new());
-        let (began_after, patience) = (None, Patience::default());
+        let began_after = None;
         Ok(Self { child, stdin, lines, to_tell, pending, looks, first, began_after, patience })
     }
 
@@ -460,6 +467,7 @@ impl ChildSource {
             not_before: Instant::now(),
             backoff: BACKOFF.0,
             begins_slowly: false,
+            patience: Patience::default(),
             has_ended: false,
             stuck: Vec::new(),
         }
@@ -567,7 +575,7 @@ impl ChildSource {
         }
         let first = if self.begins_slowly { FIRST_AGAIN } else { FIRST };
         let before = Before { xids: self.xids.clone(), gpus: self.roll.clone() };
-        match Running::start(&self.start, &before, first) {
+        match Running::start(&self.start, &before, first, self.patience) {
             Ok(running) => Some(running),
             Err(error) => {
                 let words = format!("the process that asks the driver cannot be started: {error}");
@@ -651,6 +659,11 @@ impl ChildSource {
     }
 
     fn put_away(&mut self, mut running: Running) {
+        // The next child asks the same driver; what this one has waited for in vain was slow at least.
+        self.patience = running.patience;
+        if let (Some(asked), Some(_)) = (running.pending, running.began_after) {
+            self.patience.answered(asked.elapsed(), Instant::now());
+        }
         let _ = running.child.start_kill();
         if !matches!(running.child.try_wait(), Ok(Some(_))) {
             self.stuck.push(running.child);

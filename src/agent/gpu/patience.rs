@@ -17,29 +17,36 @@ pub const FIRST_AGAIN: Duration = Duration::from_secs(30);
 /// An answer may take so many times as long as the slowest of late.
 const TIMES: u32 = 2;
 
-/// The slowest answer counts for so long: who the GPUs are, the most that is asked, is asked every minute.
-const OF_LATE: Duration = Duration::from_mins(2);
+/// The slowest answers of this time and of the one before it count: who the GPUs are, the most that is asked, is asked
+/// every minute.
+const OF_LATE: Duration = Duration::from_secs(90);
 
-/// How long the answers of one child may take.
+/// How long the answers of a driver may take, whichever child asks it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Patience {
-    slowest: Option<(Duration, Instant)>,
+    since: Option<Instant>,
+    slowest: Duration,
+    slowest_before: Duration,
 }
 
 impl Patience {
-    /// A question was answered at `now`, after so long. The first one of a child, in which the driver is begun, is
-    /// not counted.
+    /// A question was answered at `now`, after so long, or given up. The first one of a child, in which the driver is
+    /// begun, is not counted.
     pub fn answered(&mut self, took: Duration, now: Instant) {
-        let is_old = |at: Instant| now.saturating_duration_since(at) >= OF_LATE;
-        if self.slowest.is_none_or(|(slowest, at)| took >= slowest || is_old(at)) {
-            self.slowest = Some((took, now));
+        let since = *self.since.get_or_insert(now);
+        let past = now.saturating_duration_since(since);
+        if past >= OF_LATE {
+            let is_just_before = past < OF_LATE * 2;
+            self.slowest_before = if is_just_before { self.slowest } else { Duration::ZERO };
+            (self.since, self.slowest) = (Some(now), Duration::ZERO);
         }
+        self.slowest = self.slowest.max(took);
     }
 
     /// A question that waits longer than that is not answered: [`WATCHDOG`], and up to [`FIRST`] where the driver is
     /// known to be slow, so that many GPUs or a busy machine are not taken for a hang.
     pub fn limit(&self) -> Duration {
-        let slowest = self.slowest.map_or(Duration::ZERO, |(slowest, _)| slowest);
+        let slowest = self.slowest.max(self.slowest_before);
         slowest.saturating_mul(TIMES).clamp(WATCHDOG, FIRST)
     }
 }
@@ -68,10 +75,17 @@ mod tests {
         patience.answered(Duration::from_millis(1_800), start);
         assert_eq!(patience.limit(), FIRST, "never longer than that");
         // Answers that cost less do not make it forget,
-        patience.answered(Duration::from_millis(3), start + OF_LATE / 2);
+        let at = |part: u32| start + OF_LATE / 2 * part;
+        patience.answered(Duration::from_millis(3), at(1));
+        patience.answered(Duration::from_millis(1_400), at(2));
         assert_eq!(patience.limit(), FIRST);
-        // time does.
-        patience.answered(Duration::from_millis(3), start + OF_LATE);
+        // time does, what was slow last the latest.
+        patience.answered(Duration::from_millis(3), at(4));
+        assert_eq!(patience.limit(), Duration::from_millis(2_800));
+        patience.answered(Duration::from_millis(3), at(6));
+        assert_eq!(patience.limit(), WATCHDOG);
+        patience.answered(Duration::from_millis(1_400), at(6));
+        patience.answered(Duration::from_millis(3), at(99));
         assert_eq!(patience.limit(), WATCHDOG);
     }
 }
