@@ -268,7 +268,7 @@ fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
         };
         table::out(&format!("rollout to {}: {state}", rollout.to))?;
         if rollout.outcome.is_none()
-            && let Some(held) = held(rollout)
+            && let Some(held) = held(&view.name, rollout)
         {
             table::out(&format!("held: {held}"))?;
         }
@@ -424,11 +424,13 @@ pub fn event_line(line: &EventLine) -> Result<(), Failure> {
 }
 
 /// What a rollout waits for, and how a person can go on.
-fn held(rollout: &Rollout) -> Option<String> {
+fn held(service: &ServiceName, rollout: &Rollout) -> Option<String> {
     if let Some(since) = rollout.paused {
         let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
         let why = rollout.paused_why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        return Some(format!("paused{by} since {since}{why}; `gpudeck rollout resume` goes on"));
+        return Some(format!(
+            "paused{by} since {since}{why}; `gpudeck rollout resume {service}` goes on"
+        ));
     }
     Some(match rollout.gate.as_ref()? {
         Gate::Bake { until } => format!("bakes until {until}"),
@@ -481,13 +483,14 @@ mod tests {
         let mut services = crate::tui::fixture::rich().services.into_values();
         let mut rollout = services.find_map(|service| service.rollout).unwrap();
         rollout.paused = Some(crate::api::Timestamp(0));
-        let told = |rollout: &Rollout| held(rollout).unwrap();
+        let chat: ServiceName = "chat".parse().unwrap();
+        let told = |rollout: &Rollout| held(&chat, rollout).unwrap();
         assert!(told(&rollout).starts_with("paused since 1970-"), "{}", told(&rollout));
         rollout.paused_by = Some("ann".to_owned());
         rollout.paused_why = Some("wait for ops".to_owned());
         let words = told(&rollout);
         assert!(words.starts_with("paused by ann since 1970-"), "{words}");
-        assert!(words.contains(": wait for ops; `gpudeck rollout resume`"), "{words}");
+        assert!(words.contains(": wait for ops; `gpudeck rollout resume chat`"), "{words}");
     }
 
     #[test]

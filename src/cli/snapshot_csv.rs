@@ -86,13 +86,10 @@ const GPU: &[OfGpu] = &[
     ("pcie_max_width", |g| cell(g.pcie.max_width)),
     ("pcie_rx_bytes_per_s", |g| cell(g.pcie.rx_bytes_per_s)),
     ("pcie_tx_bytes_per_s", |g| cell(g.pcie.tx_bytes_per_s)),
-    ("pcie_bytes_per_s", |g| cell(g.pcie.bytes_per_s)),
     ("nvlinks", |g| cell(g.nvlink.links)),
     ("nvlinks_active", |g| cell(g.nvlink.active)),
     ("nvlink_rx_bytes_per_s", |g| cell(g.nvlink.rx_bytes_per_s)),
     ("nvlink_tx_bytes_per_s", |g| cell(g.nvlink.tx_bytes_per_s)),
-    ("fabric", |g| cell(g.fabric.as_ref())),
-    ("thermal_margin_c", |g| cell(g.thermal_margin_c)),
     ("nvlink_peers", |g| g.nvlink_peers.join(" ")),
     ("ways", |g| {
         let ways: Vec<String> =
@@ -246,12 +243,20 @@ fn link(host: &HostView) -> &'static str {
     }
 }
 
+/// Columns of GPUs that came after all of those.
+const LATEST_OF_GPU: &[OfGpu] = &[
+    ("pcie_bytes_per_s", |g| cell(g.pcie.bytes_per_s)),
+    ("fabric", |g| cell(g.fabric.as_ref())),
+    ("thermal_margin_c", |g| cell(g.thermal_margin_c)),
+];
+
 /// One row for each GPU, and one for each host without (RFC 4180). What is not known is empty.
 pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
     let mut out = String::new();
     let headings = HOST.iter().copied().chain(GPU.iter().map(|c| c.0));
     let headings = headings.chain(OF_HOST.iter().map(|c| c.0));
     let later = LATER_OF_GPU.iter().map(|c| c.0).chain(LATER_OF_HOST.iter().map(|c| c.0));
+    let later = later.chain(LATEST_OF_GPU.iter().map(|c| c.0));
     line(&mut out, headings.chain(later).map(str::to_owned));
     for view in snapshot.hosts.values() {
         let age = age(now, view.sampled).map(|age| age.as_millis());
@@ -269,13 +274,15 @@ pub fn csv(snapshot: &Snapshot, now: Timestamp) -> String {
             let cells = GPU.iter().map(|(name, _)| if *name == HEALTH { why } else { "" });
             let cells = head.iter().cloned().chain(cells.map(str::to_owned)).chain(tail.clone());
             let later = LATER_OF_GPU.iter().map(|_| String::new());
-            line(&mut out, cells.chain(later).chain(later_tail.clone()));
+            let latest = LATEST_OF_GPU.iter().map(|_| String::new());
+            line(&mut out, cells.chain(later).chain(later_tail.clone()).chain(latest));
         }
         for gpu in gpus(view) {
             let cells = GPU.iter().map(|(_, value)| value(gpu));
             let cells = head.iter().cloned().chain(cells).chain(tail.clone());
             let later = LATER_OF_GPU.iter().map(|(_, value)| value(gpu));
-            line(&mut out, cells.chain(later).chain(later_tail.clone()));
+            let latest = LATEST_OF_GPU.iter().map(|(_, value)| value(gpu));
+            line(&mut out, cells.chain(later).chain(later_tail.clone()).chain(latest));
         }
     }
     out
@@ -311,8 +318,12 @@ mod tests {
     fn absent_is_empty() {
         let csv = csv(&rich(), NOW);
         let rows: Vec<&str> = csv.lines().collect();
-        let columns =
-            HOST.len() + GPU.len() + OF_HOST.len() + LATER_OF_GPU.len() + LATER_OF_HOST.len();
+        let columns = HOST.len()
+            + GPU.len()
+            + OF_HOST.len()
+            + LATER_OF_GPU.len()
+            + LATER_OF_HOST.len()
+            + LATEST_OF_GPU.len();
         // Commas may lie within quotes only.
         let whole = rows.iter().filter(|r| !r.contains('"'));
         assert!(whole.clone().count() > 20);

@@ -1,6 +1,6 @@
 //! The one loop that owns everything that changes.
 
-mod acts;
+pub(in crate::controller) mod acts;
 mod drafts;
 mod input;
 mod intents;

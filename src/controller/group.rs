@@ -362,6 +362,9 @@ fn answer(reply: Result<IntentReply, ApiError>, settles: Timestamp) -> Option<An
         Ok(IntentReply::RolloutBegun { release, .. }) => Answer::Begun(release),
         Ok(_) => Answer::NothingToDo,
         Err(error) if error.kind == ErrorKind::Unplaceable && now() < settles => return None,
-        Err(error) => Answer::Refused { why: error.message },
+        Err(error) => {
+            let hint = error.hint.map(|hint| format!(" → {hint}")).unwrap_or_default();
+            Answer::Refused { why: error.message + &hint }
+        }
     })
 }

@@ -203,6 +203,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     warnings.extend(engine.warnings(spec));
     let nothing_to_do = is_served(state, spec);
     let keeping = if nothing_to_do { Err(None) } else { keeping(core, draft, state, kind) };
+    let keeps = keeping.is_ok();
     let (laid, restart) = match keeping {
         Ok(laid) => (laid, None),
         Err(why) => (anew(core, draft, state, kind, nothing_to_do)?, Some(why)),
@@ -238,8 +239,8 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
         let stable = state.stable.and_then(|number| state.releases.get(&number));
         let served = stable.and_then(|r| Gateways::of_release(&core.deck, r));
         warnings.extend(served.and_then(|served| gateways.to_be_led(&served)));
-        // What is served stays as it is, and so does the way back to what was.
-        if !nothing_to_do && kind == RolloutKind::Apply {
+        // What is served stays as it is, its scaling included, and so does the way back to what was.
+        if !nothing_to_do && !keeps && kind == RolloutKind::Apply {
             gateways.last()?;
         }
         warnings.extend(gateways.forgetful());

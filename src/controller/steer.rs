@@ -374,7 +374,9 @@ impl Core {
             Some(rollout) if rollout.outcome.is_none() => Err(match rollout.direction {
                 Direction::Forward => conflict(
                     format!("nothing of the rollout of {service} to {} has failed", rollout.to),
-                    Some("`gpudeck rollout skip` or `promote` pass what holds it".to_owned()),
+                    Some(format!(
+                        "`gpudeck rollout skip {service}` or `promote {service}` pass what holds it"
+                    )),
                 ),
                 Direction::Back { .. } => conflict(
                     format!("{} is being taken back", rollout.to),

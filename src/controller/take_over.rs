@@ -255,7 +255,8 @@ impl Core {
         self.follow_clock();
         self.caught_up();
         // Nobody else was there: that would have been later than the beginning of all times.
-        let others_had_none = renewed == Timestamp::default();
+        let others_had_none =
+            renewed == Timestamp::default() && adopted_deck.is_none() && maintained.is_empty();
         let has_nothing_new = others_had_none && adopted.is_empty() && trouble.is_empty();
         let words = match (adopted.as_slice(), trouble.is_empty()) {
             ([], true) if others_had_none => "this controller holds the hosts".to_owned(),

@@ -1,5 +1,6 @@
 //! A spec that waits in the deck and was tried before: its release was taken back, or failed.
 
+use super::core::acts::NEVER_BEGUN;
 use super::core::{Core, now};
 use super::planning::Draft;
 use crate::api::ReleaseView;
@@ -41,9 +42,15 @@ fn in_words(
     now: Timestamp,
 ) -> Option<String> {
     let (word, why) = word(outcome)?;
+    // Nothing was tried of one that was never begun; and who aborts one need not mean its spec.
+    let advice = match outcome {
+        Outcome::Failed { why } if why.starts_with(NEVER_BEGUN) => return None,
+        Outcome::Aborted { .. } => "",
+        _ => " → change it first, unless something else was wrong",
+    };
     let ago = ended.map(|ended| format!(" {} ago", time::short(now.since(ended))));
     Some(format!(
-        "the spec is that of {number}, which was {word}{}: {why} → change it first, unless something else was wrong",
+        "the spec is that of {number}, which was {word}{}: {why}{advice}",
         ago.unwrap_or_default()
     ))
 }

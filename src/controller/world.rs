@@ -40,6 +40,9 @@ fn apply_cordons(capacity: &mut HostCapacity, state: &DeckState) {
         state.ledger.maintenance.cordons.get(&capacity.name).map(Vec::as_slice).unwrap_or_default();
     let drain = state.ledger.maintenance.drains.get(&capacity.name);
     capacity.draining = drain.is_some_and(|d| d.ended.is_none());
+    let upgrade = state.ledger.maintenance.present_upgrade();
+    let its_turn = upgrade.and_then(|upgrade| upgrade.entry(&capacity.name));
+    capacity.upgrading = its_turn.is_some_and(|entry| entry.state.cordoned_before().is_some());
     for cordon in cordons {
         let Some(gpu) = &cordon.gpu else {
             capacity.cordoned = true;

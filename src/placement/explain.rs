@@ -225,8 +225,11 @@ fn cordoned<'a>(
     need: ShapeNeed,
 ) -> Option<&'a HostCapacity> {
     let would_do = |host: &HostCapacity| {
+        if !host.cordoned || host.draining || host.upgrading {
+            return false;
+        }
         let opened = HostCapacity { cordoned: false, ..host.clone() };
-        host.cordoned && !host.draining && reason(&opened, demand, need).is_none()
+        reason(&opened, demand, need).is_none()
     };
     hosts.iter().copied().find(|host| would_do(host))
 }

@@ -36,6 +36,7 @@ fn host(name: &str, gpus: Vec<GpuCapacity>) -> HostCapacity {
         up: true,
         cordoned: false,
         draining: false,
+        upgrading: false,
         nics: Vec::new(),
         cpus: 8,
         memory_free: Bytes::gib(64),

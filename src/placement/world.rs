@@ -26,6 +26,8 @@ pub struct HostCapacity {
     pub cordoned: bool,
     /// Likewise, and what runs there leaves.
     pub draining: bool,
+    /// An upgrade of hosts is at it, which nobody's `uncordon` ends.
+    pub upgrading: bool,
     /// Its network interfaces, with their speed in Gbit/s.
     pub nics: Vec<(String, f64)>,
     /// Logical processors.
@@ -261,6 +263,7 @@ impl HostCapacity {
             up: up && sample.is_some(),
             cordoned: false,
             draining: false,
+            upgrading: false,
             nics: facts.map(nics).unwrap_or_default(),
             cpus: facts.map_or(0, |f| f.cpus),
             memory_free: sample.and_then(|s| s.memory).map_or(Bytes::ZERO, |m| m.free()),

@@ -163,7 +163,8 @@ impl Decider<'_> {
             rollout.shift_step(owed.unwrap_or_default());
             rollout.paused = Some(now);
             rollout.paused_by = Some(by.to_owned());
-            rollout.paused_why = why.filter(|why| !why.trim().is_empty()).map(str::to_owned);
+            rollout.paused_why =
+                why.map(|why| text::clean(why.trim(), 300)).filter(|why| !why.is_empty());
         }
     }
 

@@ -7,6 +7,9 @@ use crate::api::Severity;
 use crate::base::ServiceName;
 use crate::rollout::{Action, Outcome, Phase, Release, Shared};
 
+/// How the outcome of a release that was never begun begins.
+pub(in crate::controller) const NEVER_BEGUN: &str = "it was never begun";
+
 impl Core {
     /// Where the table of a service goes; what it has left and another service fills by now is not its own any more.
     fn routes_of(&self, service: &ServiceName) -> Routes {
@@ -96,7 +99,7 @@ impl Core {
             let is_open = entries
                 .is_some_and(|all| all.iter().any(|e| e.release == number && e.outcome.is_none()));
             if is_open {
-                let why = "it was never begun: its rollout did not get into the journal".to_owned();
+                let why = format!("{NEVER_BEGUN}: its rollout did not get into the journal");
                 self.say(Severity::Warning, Some(&service), &format!("{number}: {why}"));
                 self.record_outcome(&service, number, &Outcome::Failed { why });
             }

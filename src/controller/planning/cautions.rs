@@ -1,11 +1,11 @@
 //! What a plan says beside its steps, though nothing forbids it: what people would not expect of what they wrote.
 
-use crate::base::time;
+use crate::base::{Bytes, time};
 use crate::controller::core::Core;
 use crate::controller::gateways::Gateways;
 use crate::placement::{GpuCapacity, HostCapacity};
-use crate::rollout::{Release, ReplicaPlan, ServiceState, uncounted_analyses};
-use crate::spec::{RolloutSpec, ServiceSpec};
+use crate::rollout::{Release, ServiceState, uncounted_analyses};
+use crate::spec::{DeviceKind, PlacementSpec, RolloutSpec, ServiceSpec};
 
 /// How clients find the engines, and who counts their requests, where no gateway does either.
 pub(super) fn of_the_traffic(core: &Core, state: &ServiceState, spec: &ServiceSpec) -> Vec<String> {
@@ -83,26 +83,46 @@ pub(super) fn of_a_restart(
     })
 }
 
-/// A cordoned host with room for a replica more, beside what a plan lacks.
+/// A cordoned host with room for a replica more, beside what a plan lacks. Only what is sure: of a requirement it is
+/// not known here which GPUs meet it.
 pub(super) fn cordoned_room(core: &Core, release: &Release) -> Option<String> {
-    let gpus = |replica: &ReplicaPlan| replica.ranks.iter().map(|rank| rank.devices.len()).sum();
-    let needed: usize = release.replicas.iter().map(gpus).max()?;
-    room_behind_a_cordon(&core.capacities(None), needed)
+    let spec = &release.spec;
+    if spec.device == DeviceKind::Cpu || spec.placement.require.is_some() {
+        return None;
+    }
+    let ranks = release.replicas.iter().flat_map(|replica| &replica.ranks);
+    let largest = ranks.max_by_key(|rank| rank.devices.len())?;
+    let needed = (largest.devices.len(), largest.memory_per_device);
+    room_behind_a_cordon(&core.capacities(None), &spec.placement, needed)
 }
 
-fn room_behind_a_cordon(hosts: &[HostCapacity], needed: usize) -> Option<String> {
+/// `needed`: so many GPUs with so much free on each.
+fn room_behind_a_cordon(
+    hosts: &[HostCapacity],
+    placement: &PlacementSpec,
+    (gpus, memory): (usize, Bytes),
+) -> Option<String> {
     let free = |host: &HostCapacity| {
-        let unused = |gpu: &&GpuCapacity| gpu.reserved_by.is_none() && gpu.cordoned.is_none();
-        host.gpus.iter().filter(unused).count()
+        let unused = |gpu: &&GpuCapacity| {
+            gpu.reserved_by.is_none() && gpu.refuses_new().is_none() && gpu.free >= memory
+        };
+        host.usable_by(gpus).filter(unused).count()
     };
-    let closed = |host: &&HostCapacity| host.up && host.cordoned && !host.draining;
-    let host = hosts.iter().filter(closed).find(|host| free(host) >= needed.max(1))?;
+    let may = |host: &&HostCapacity| {
+        let labels = &placement.labels;
+        (placement.hosts.is_empty() || placement.hosts.contains(&host.name))
+            && labels.iter().all(|(key, value)| host.labels.get(key) == Some(value))
+    };
+    let closed =
+        |host: &&HostCapacity| host.up && host.cordoned && !host.draining && !host.upgrading;
+    let mut closed = hosts.iter().filter(closed).filter(may);
+    let host = closed.find(|host| free(host) >= gpus.max(1))?;
     let (name, free) = (&host.name, free(host));
     Some(format!("; {name} is cordoned with {free} free GPUs: `gpudeck uncordon {name}`"))
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use std::time::Duration;
 
@@ -121,5 +141,46 @@ mod tests {
         assert_eq!(of_the_clocks(&rollout(20, 15, 0)), None, "no such clock");
         let told = of_the_clocks(&rollout(20, 15, 30)).unwrap();
         assert!(told.contains("longer than 35m"), "{told}");
+    }
+
+    #[test]
+    fn only_a_host_that_an_uncordon_makes_useful_is_named() {
+        let gpus: Vec<crate::wire::Gpu> = (0..2)
+            .map(|i| {
+                serde_json::from_value(serde_json::json!({
+                    "index": i, "uuid": format!("GPU-{i}"), "name": "H", "health": "ok",
+                    "memory": {"used": 0, "total": 80u64 << 30}
+                }))
+                .unwrap()
+            })
+            .collect();
+        let sample =
+            crate::wire::HostSample { gpus: crate::wire::Gpus::Some(gpus), ..Default::default() };
+        let (name, labels) = ("h3".parse().unwrap(), [("zone".to_owned(), "a".to_owned())]);
+        let none = std::collections::BTreeMap::new();
+        let host = HostCapacity {
+            cordoned: true,
+            ..HostCapacity::observed(name, labels.into(), true, None, Some(&sample), &none)
+        };
+        let anywhere = PlacementSpec::default();
+        let told = |host: &HostCapacity, placement: &PlacementSpec, gib| {
+            room_behind_a_cordon(std::slice::from_ref(host), placement, (2, Bytes::gib(gib)))
+        };
+        let words = "; h3 is cordoned with 2 free GPUs: `gpudeck uncordon h3`";
+        assert_eq!(told(&host, &anywhere, 70).as_deref(), Some(words));
+        assert_eq!(told(&host, &anywhere, 90), None, "too small");
+        let upgrading = HostCapacity { upgrading: true, ..host.clone() };
+        assert_eq!(told(&upgrading, &anywhere, 70), None, "the upgrade opens it");
+        let mut sick = host.clone();
+        sick.gpus[0].healthy = Err("lost".to_owned());
+        assert_eq!(told(&sick, &anywhere, 70), None);
+        let elsewhere =
+            PlacementSpec { hosts: vec!["h1".parse().unwrap()], ..PlacementSpec::default() };
+        assert_eq!(told(&host, &elsewhere, 70), None);
+        let zone = |zone: &str| PlacementSpec {
+            labels: [("zone".to_owned(), zone.to_owned())].into(),
+            ..PlacementSpec::default()
+        };
+        assert!(told(&host, &zone("a"), 70).is_some() && told(&host, &zone("b"), 70).is_none());
     }
 }

@@ -88,9 +88,12 @@ impl FleetMaintenance {
     /// left to do once the upgrade is over and somebody has uncordoned it. The upgrade itself still tells of it.
     pub fn upgrade_of(&self, host: &HostName) -> Option<&UpgradeHost> {
         let upgrade = self.upgrade.as_ref()?;
-        let state = &upgrade.entry(host)?.state;
+        let entry = upgrade.entry(host)?;
+        let state = &entry.state;
         let is_left = matches!(state, UpgradeHost::Failed { .. } | UpgradeHost::Skipped { .. });
-        let is_done_with = is_left && upgrade.ended.is_some() && self.host_cordon(host).is_none();
+        // A cordon of later is not the upgrade's.
+        let is_open = self.host_cordon(host).is_none() || entry.cordoned_before.is_none();
+        let is_done_with = is_left && upgrade.ended.is_some() && is_open;
         (!is_done_with).then_some(state)
     }
 
