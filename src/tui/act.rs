@@ -102,6 +102,9 @@ fn start_controller(state: &mut State) -> Vec<Effect> {
         state.say(Severity::Warning, "a controller cannot be started from here");
         return Vec::new();
     }
+    if std::mem::replace(&mut state.starting, true) {
+        return Vec::new();
+    }
     state.say(Severity::Info, "a controller is being started");
     vec![Effect::StartController]
 }

@@ -53,6 +53,8 @@ pub struct State {
     pub snapshot: Option<Snapshot>,
     /// How it is with the controller.
     pub controller: Controller,
+    /// One is being started.
+    pub starting: bool,
     /// The time.
     pub now: Timestamp,
     /// Columns and rows.
@@ -273,6 +275,7 @@ impl State {
             notice: None,
             later: BTreeSet::new(),
             ticket: 0,
+            starting: false,
             dirty: true,
             fresh: false,
             sums: KnownSums::default(),

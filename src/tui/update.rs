@@ -64,15 +64,7 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
             Vec::new()
         }
         Message::Logged { ticket, result } => logged(state, ticket, result),
-        Message::Started(result) => match result {
-            Ok(()) => vec![Effect::Resync],
-            Err(error) => {
-                let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-                let words = format!("no controller was started: {}{hint}", error.message);
-                state.say(Severity::Error, crate::api::text::clean(&words, 300));
-                Vec::new()
-            }
-        },
+        Message::Started(result) => started(state, result),
         Message::Pictured(result) => {
             match result {
                 Ok(path) => state.say(Severity::Info, format!("wrote {path}")),
@@ -81,6 +73,15 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
             Vec::new()
         }
     }
+}
+
+fn started(state: &mut State, result: Result<(), ApiError>) -> Vec<Effect> {
+    state.starting = false;
+    let Err(error) = result else { return vec![Effect::Resync] };
+    let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    let words = format!("no controller was started: {}{hint}", error.message);
+    state.say(Severity::Error, crate::api::text::clean(&words, 300));
+    Vec::new()
 }
 
 fn tick(state: &mut State, now: Timestamp) {

@@ -198,6 +198,7 @@ fn a_person_starts_a_controller_where_it_is_gone() {
     update(&mut state, lost);
     assert!(text(&state).contains("R starts one"), "{}", text(&state));
     assert_eq!(press(&mut state), [Effect::StartController]);
+    assert!(press(&mut state).is_empty(), "one is being started");
     assert_eq!(update(&mut state, Message::Started(Ok(()))), [Effect::Resync]);
     let error = ApiError {
         kind: ErrorKind::Unreachable,
