@@ -171,10 +171,11 @@ impl Quantisation {
     pub fn of(&self, module: &str) -> Method {
         let name = general(module);
         let in_decoder = name.starts_with("layers.") || name.starts_with("h.");
+        let is_head = name == "lm_head";
         if self.method == Method::Plain
-            || self.decoder_only && !in_decoder
+            || self.decoder_only && !in_decoder && !is_head
             || self.towers_apart && towers::is_tower(module)
-            || name == "lm_head" && !self.head
+            || is_head && !self.head
             || self.exceptions.contain(module, &self.left)
         {
             return Method::Plain;
@@ -184,9 +185,9 @@ impl Quantisation {
         }
         // By name first, then by class (vLLM `compressed_tensors/utils.py`, `find_matched_target`).
         let by_name = self.groups.iter().find(|g| g.names.contain(module, &self.left));
-        by_name
-            .or_else(|| self.groups.iter().find(|g| g.linear))
-            .map_or(Method::Plain, |g| g.method)
+        // Lists of the decoder's layers say nothing of a head that is quantised beside them.
+        let other = if is_head && self.decoder_only { self.method } else { Method::Plain };
+        by_name.or_else(|| self.groups.iter().find(|g| g.linear)).map_or(other, |g| g.method)
     }
 
     /// Whether it is that of MLX, which quantises embeddings and routers too.

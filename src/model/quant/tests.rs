@@ -194,3 +194,27 @@ fn lists_are_followed_as_far_as_they_are_cheap() {
         assert!(!list(&(0..20_000).map(make).collect::<Vec<_>>()).is_followed());
     }
 }
+
+/// `GPTQModel` writes `lm_head: true` where it has packed the head as well.
+#[test]
+fn gptq_packs_the_head_where_it_says_so() {
+    let llama = |head: &str| {
+        crate::model::estimate::tests::facts(&format!(
+            r#"{{"model_type":"llama","hidden_size":4096,"num_hidden_layers":32,"num_attention_heads":32,
+            "num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256,"tie_word_embeddings":false,
+            "torch_dtype":"float16","quantization_config":{{"quant_method":"gptq","bits":4,"group_size":128,
+            "checkpoint_format":"gptq"{head}}}}}"#
+        ))
+        .weight_bytes
+        .0
+    };
+    let (rows, columns) = (128_256, 4_096);
+    let packed = rows * columns / 2 + columns / 128 * (rows / 2 + 2 * rows) + 4 * columns;
+    assert_eq!(llama(r#","lm_head":false"#), 5_732_835_328);
+    assert_eq!(llama(""), 5_732_835_328);
+    assert_eq!(llama(r#","lm_head":true"#), 5_732_835_328 - 2 * rows * columns + packed);
+    let all = r#","lm_head":true,"modules_in_block_to_quantize":[["mlp.up_proj"]]"#;
+    let some = r#","modules_in_block_to_quantize":[["mlp.up_proj"]]"#;
+    assert_eq!(llama(all), llama(some) - 2 * rows * columns + packed);
+    assert_eq!(llama(r#","lm_head":true,"dynamic":{"-:lm_head":{}}"#), llama(""));
+}
