@@ -58,7 +58,7 @@ pub struct HfConfig {
     pub experts_used: Option<u32>,
     /// `quantization_config.quant_method` with its bits.
     pub quantisation: Option<String>,
-    /// `torch_dtype` (or `dtype`).
+    /// `dtype` (or `torch_dtype`).
     pub dtype: Option<String>,
     /// The head shares the embedding's weights.
     pub tie_word_embeddings: Option<bool>,
@@ -196,7 +196,7 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
         intermediate_size: inner,
         rotary,
         quantisation: find.quantisation(),
-        dtype: find.string("torch_dtype").or_else(|| find.string("dtype")),
+        dtype: find.dtype(),
         tie_word_embeddings: find.bool("tie_word_embeddings"),
         top: Map::new(),
     };

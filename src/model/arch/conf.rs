@@ -161,6 +161,12 @@ impl<'a> Conf<'a> {
         self.given(key)?.as_str()
     }
 
+    /// The type of its values, from the file alone. Where an object states both names `dtype` counts, as for
+    /// `transformers` since 4.56 (`configuration_utils.py`, "If both are provided, keep `dtype`").
+    pub fn dtype(&self) -> Option<&'a str> {
+        self.places.iter().find_map(|place| dtype_of(place))
+    }
+
     /// A list, from the file alone.
     pub fn list(&self, key: &str) -> Option<&'a [Value]> {
         let list = self.given(key)?.as_array()?;
@@ -224,6 +230,11 @@ fn nested_kind(kind: &str, key: &str) -> String {
     defaults().get(kind).and_then(|row| row.get(key)).map_or_else(String::new, |k| (*k).to_owned())
 }
 
+/// The type of values that one object states.
+pub fn dtype_of(map: &Map<String, Value>) -> Option<&str> {
+    ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str())
+}
+
 /// A whole number, also when written as `"32"` or `32.0`.
 pub fn whole(value: &Value) -> Option<u64> {
     match value {
@@ -241,6 +252,23 @@ pub fn whole(value: &Value) -> Option<u64> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::Conf;
+
+    #[test]
+    fn of_two_names_for_a_type_the_younger_counts() {
+        for (json, dtype) in [
+            (r#"{"torch_dtype":"float32","dtype":"bfloat16"}"#, Some("bfloat16")),
+            (r#"{"torch_dtype":"float16"}"#, Some("float16")),
+            (r#"{"torch_dtype":"float16","dtype":null}"#, Some("float16")),
+            (r#"{"dtype":"float32","text_config":{"torch_dtype":"bfloat16"}}"#, Some("bfloat16")),
+            (r#"{"dtype":"float32","text_config":{}}"#, Some("float32")),
+            (r#"{"text_config":{}}"#, None),
+        ] {
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            assert_eq!(Conf::text(value.as_object().unwrap()).dtype(), dtype, "{json}");
+            let read = crate::model::hf_config::parse(json.as_bytes()).unwrap();
+            assert_eq!(read.dtype.as_deref(), dtype, "{json}");
+        }
+    }
 
     /// Engines take a model by its architecture, whatever its `model_type` says.
     #[test]

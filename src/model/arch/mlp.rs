@@ -318,8 +318,7 @@ impl Build<'_> {
         let usual = self.dtype;
         if conf.is(&["minimax_m2", "minimax_m3_vl_text"]) {
             let mlx = self.quantisation.is_mlx();
-            let stated = ["torch_dtype", "dtype"].iter().any(|key| conf.text_of(key).is_some());
-            if !mlx || !stated {
+            if !mlx || conf.dtype().is_none() {
                 self.dtype = ("F32", 4);
             }
             let own = ["fp8", "mxfp8"].iter().any(|n| self.quantisation.name.starts_with(n));

@@ -252,7 +252,7 @@ pub fn is_known(top: &Map<String, Value>) -> bool {
 pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Option<Blueprint> {
     let conf = Conf::text(top);
     let n = Numbers::of(&conf)?;
-    let named = conf.text_of("torch_dtype").or_else(|| conf.text_of("dtype"));
+    let named = conf.dtype();
     let dtype = match named {
         Some("float32") => ("F32", 4),
         Some("float16") => ("F16", 2),

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::super::arch::conf::whole;
+use super::super::arch::conf::{dtype_of, whole};
 use crate::base::text;
 
 /// Longest sequence that is believed: some hundred times that of any model.
@@ -56,6 +56,11 @@ impl<'a> Places<'a> {
 
     pub(super) fn string(&self, key: &str) -> Option<String> {
         self.get(key)?.as_str().map(|s| text::clean(s, 80))
+    }
+
+    /// The type of values, as [`Conf::dtype`](super::Conf::dtype) has it.
+    pub(super) fn dtype(&self) -> Option<String> {
+        self.0.iter().find_map(|place| dtype_of(place)).map(|s| text::clean(s, 80))
     }
 
     pub(super) fn float(&self, key: &str) -> Option<f64> {
