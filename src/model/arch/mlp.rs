@@ -311,17 +311,24 @@ impl Build<'_> {
         self.typed(&format!("{module}.scale"), &scales, count, ("F8_E8M0", 1));
     }
 
-    /// What chooses the experts. `MiniMax` M2's own files have it in 32 bits (as vLLM's `minimax_m2.py`
-    /// loads it), and so has MLX unless the configuration states a type that it makes of everything.
+    /// What chooses the experts. `MiniMax` M1's, M2's and Text-01's own files have it in 32 bits (as vLLM's
+    /// `minimax_m2.py` loads it; the index of Text-01 states as many bytes), and so has MLX unless the configuration
+    /// states a type that it makes of everything. What `transformers` has written anew (`minimax`) is of one type.
     fn router(&mut self, at: &str, number: u64) {
         let conf = self.conf;
         let usual = self.dtype;
-        if conf.is(&["minimax_m2", "minimax_m3_vl_text"]) {
+        let unquantised = conf.is(&["minimax_m1", "minimax_text_01"]);
+        if unquantised || conf.is(&["minimax_m2", "minimax_m3_vl_text"]) {
             let mlx = self.quantisation.is_mlx();
             if !mlx || conf.dtype().is_none() {
                 self.dtype = ("F32", 4);
             }
-            let own = ["fp8", "mxfp8"].iter().any(|n| self.quantisation.name.starts_with(n));
+            let name = self.quantisation.name.as_str();
+            let own = if unquantised {
+                name.is_empty()
+            } else {
+                ["fp8", "mxfp8"].iter().any(|n| name.starts_with(n))
+            };
             if !mlx && !own {
                 let why = "whether its routers are stored in 32 bits is not known";
                 self.doubt_by(Certainty::Close, (1, 1), why);
