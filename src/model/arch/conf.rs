@@ -45,7 +45,13 @@ pub const NESTED: [&str; 5] =
     ["text_config", "llm_config", "language_config", "language_model_config", "thinker_config"];
 
 /// Families by another name: the same layers, and the same numbers stated.
-const ALIASES: [(&str, &str); 8] = [
+///
+/// Falcon was `RefinedWeb` and `RefinedWebModel` before `transformers` had it (vLLM `configs/falcon.py`, `RWConfig`);
+/// these have defaults of their own, for 40B is always of what was to be the new architecture, and what a file of 7B
+/// is silent about is not so.
+const ALIASES: [(&str, &str); 10] = [
+    ("RefinedWeb", "falcon"),
+    ("RefinedWebModel", "falcon"),
     ("codegen", "gptj"),
     ("minimax_m3", "minimax_m3_vl_text"),
     ("solar", "llama"),
@@ -86,13 +92,15 @@ impl<'a> Conf<'a> {
         if kind == "git" && first.and_then(Value::as_str) == Some("Grok1ForCausalLM") {
             "grok1".clone_into(&mut kind);
         }
-        if let Some((_, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
+        let mut row = None;
+        if let Some((own, family)) = ALIASES.iter().find(|(own, _)| *own == kind) {
+            row = defaults().get(*own);
             (*family).clone_into(&mut kind);
         }
         if !is_family(&kind) {
             kind = by_architecture(deepest).unwrap_or(kind);
         }
-        Self { row: defaults().get(kind.as_str()), kind, places }
+        Self { row: row.or_else(|| defaults().get(kind.as_str())), kind, places }
     }
 
     /// The settings of one part, such as `vision_config`; none if there is no such part.
@@ -204,6 +212,9 @@ fn by_architecture(map: &Map<String, Value>) -> Option<String> {
     let (family, _) = name.split_once("For").or_else(|| name.split_once("LMHead"))?;
     let bare = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
     let family = bare(family);
+    if family == "rw" {
+        return Some("falcon".to_owned());
+    }
     let known = defaults().keys().copied().chain(super::KNOWN_ELSEWHERE);
     known.into_iter().find(|kind| bare(kind) == family).map(str::to_owned)
 }
@@ -284,6 +295,8 @@ mod tests {
             ("GPT2LMHeadModel", "own", "gpt2"),
             ("MiniMaxM3ForCausalLM", "minimax_m3", "minimax_m3_vl_text"),
             ("LlamaForCausalLM", "mistral", "mistral"),
+            ("RWForCausalLM", "RefinedWeb", "falcon"),
+            ("RWForCausalLM", "own", "falcon"),
             ("OwnForCausalLM", "own", "own"),
             ("ForCausalLM", "own", "own"),
         ] {
