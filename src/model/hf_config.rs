@@ -210,15 +210,16 @@ impl HfConfig {
         &self,
         more: Option<&Map<String, Value>>,
     ) -> (Option<Blueprint>, Quantisation) {
-        let own = Places(self.places()).object("quantization_config");
         let mlx = [&self.top].into_iter().chain(self.places());
         let mlx = mlx
             .filter_map(|place| place.get("quantization").and_then(Value::as_object))
             .find(|settings| quant::mlx::is_mlx(settings));
-        let stated = self.top.get("quantization_config").and_then(Value::as_object);
-        let nested = mlx.or(stated).or(own);
         let beside = more.map(|m| m.get("quantization").and_then(Value::as_object).unwrap_or(m));
-        let quantisation = nested.or(beside).map_or_else(Quantisation::none, Quantisation::read);
+        let quantisation = match (mlx, self.quantisation_stated()) {
+            (Some(own), _) | (None, Some(Value::Object(own))) => Quantisation::read(own),
+            (None, Some(other)) => Quantisation::not_understood(other),
+            (None, None) => beside.map_or_else(Quantisation::none, Quantisation::read),
+        };
         (arch::blueprint(&self.top, &quantisation), quantisation)
     }
 
@@ -229,9 +230,14 @@ impl HfConfig {
 
     /// Whether it says itself how its weights are stored, so that no `hf_quant_config.json` has a say.
     pub(super) fn states_quantisation(&self) -> bool {
-        let stated = |key| self.top.get(key).is_some_and(Value::is_object);
-        stated("quantization_config")
-            || Places(self.places()).object("quantization_config").is_some()
+        self.quantisation_stated().is_some()
+    }
+
+    /// What it says of how its weights are stored: the word of the whole before that of its language model.
+    fn quantisation_stated(&self) -> Option<&Value> {
+        let mut places = self.places();
+        places.reverse();
+        places::quantisation(&places)
     }
 
     fn places(&self) -> Vec<&Map<String, Value>> {

@@ -19,6 +19,16 @@ pub(super) const CONTEXT_KEYS: [&str; 7] = [
     "seq_len",
 ];
 
+/// How weights are stored, in the first object that says it. `compression_config` is the name that compressed-tensors
+/// had for it first; engines read it where there is no `quantization_config` (vLLM `model_loader/weight_utils.py`,
+/// `get_quant_config`).
+pub(super) fn quantisation<'a>(places: &[&'a Map<String, Value>]) -> Option<&'a Value> {
+    let says = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false));
+    ["quantization_config", "compression_config"]
+        .iter()
+        .find_map(|key| places.iter().find_map(|place| place.get(*key).filter(says)))
+}
+
 /// The objects to look in, the innermost first.
 pub(super) struct Places<'a>(pub(super) Vec<&'a Map<String, Value>>);
 
@@ -138,7 +148,10 @@ impl<'a> Places<'a> {
     }
 
     pub(super) fn quantisation(&self) -> Option<String> {
-        let config = self.get("quantization_config")?.as_object()?;
+        let config = match quantisation(&self.0)? {
+            Value::Object(config) => config,
+            other => return Some(text::clean(other.as_str()?, 40)),
+        };
         let word = |key: &str| config.get(key).and_then(Value::as_str).map(|s| text::clean(s, 40));
         let method = word("quant_method").or_else(|| word("quant_algo"))?;
         let bits = config.get("bits").and_then(whole);

@@ -1,6 +1,8 @@
 //! Configurations as people write them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 use super::*;
+use crate::model::arch::Certainty;
+use crate::model::tensors::total;
 
 #[test]
 fn reads_numbers_as_people_write_them() {
@@ -257,4 +259,46 @@ fn a_list_of_all_layers_and_their_methods_is_read() {
     let heavy = format!(r#"{{"a":[{}{{}}]}}"#, r#"{"":0},"#.repeat(200_000));
     let error = parse(heavy.as_bytes()).unwrap_err().to_string();
     assert!(error.contains("holds too much"), "{error}");
+}
+
+/// compressed-tensors' first name for it, at the top and inside; and what is no object at all.
+#[test]
+fn a_quantisation_has_an_older_name_and_may_not_be_understood() {
+    let llama = |more: &str| {
+        let json = format!(
+            r#"{{"model_type":"llama","hidden_size":4096,"num_hidden_layers":32,"num_attention_heads":32,
+            "num_key_value_heads":8,"intermediate_size":14336,"vocab_size":128256,"tie_word_embeddings":false,
+            "torch_dtype":"bfloat16"{more}}}"#
+        );
+        let read = parse(json.as_bytes()).unwrap();
+        let (drawn, _) = read.blueprint(None);
+        (total(&drawn.as_ref().unwrap().tensors), drawn.unwrap().certainty, read)
+    };
+    let scheme = r#"{METHOD"format":"float-quantized","ignore":["lm_head"],"config_groups":{"g":{
+        "targets":["Linear"],"weights":{"num_bits":8,"type":"float","strategy":"tensor"},"input_activations":{
+        "num_bits":8,"type":"float","dynamic":false,"strategy":"tensor"}}}}"#;
+    let named = scheme.replace("METHOD", r#""quant_method":"compressed-tensors","#);
+    let usual = llama(&format!(r#","quantization_config":{named}"#));
+    assert_eq!((usual.0, usual.1), (9_081_201_536, Certainty::Exact));
+    for older in [
+        format!(r#","compression_config":{named}"#),
+        format!(
+            r#","quantization_config":null,"compression_config":{}"#,
+            scheme.replace("METHOD", "")
+        ),
+        format!(r#","text_config":{{"model_type":"llama","compression_config":{named}}}"#),
+    ] {
+        let found = llama(&older);
+        assert_eq!((found.0, found.1), (usual.0, usual.1), "{older}");
+        assert!(found.2.states_quantisation());
+    }
+    let plain = llama("");
+    assert!(plain.1 == Certainty::Exact && !plain.2.states_quantisation());
+    for (stated, name) in [(r#""fp8""#, Some("fp8")), (r#"["fp8"]"#, None), ("true", None)] {
+        let found = llama(&format!(r#","quantization_config":{stated}"#));
+        assert_eq!(found.1, Certainty::Guess, "{stated}");
+        assert!(found.2.states_quantisation());
+        assert_eq!(found.2.quantisation.as_deref(), name, "{stated}");
+    }
+    assert_eq!(llama(r#","quantization_config":false"#).1, Certainty::Exact);
 }

@@ -13,6 +13,12 @@ use crate::model::tensors;
 pub(super) const FP8_TENSOR: Eight = Eight::float(Piece::Tensor, Scale::Float).with_input(true);
 
 impl Quantisation {
+    /// Of a `quantization_config` that is no object: a word, or a list.
+    pub fn not_understood(stated: &Value) -> Self {
+        let name = stated.as_str().map_or_else(|| "not known".to_owned(), |s| text::clean(s, 60));
+        Self { name, unknown: true, ..Self::none() }
+    }
+
     /// Reads a `quantization_config`, or the `quantization` of an `hf_quant_config.json`.
     pub fn read(config: &Map<String, Value>) -> Self {
         if mlx::is_mlx(config) {
@@ -27,8 +33,11 @@ impl Quantisation {
             Some(n) if n > 0 => n.unsigned_abs(),
             _ => n.and_then(whole).unwrap_or(0),
         };
-        let method = word("quant_method").unwrap_or_default();
+        let mut method = word("quant_method").unwrap_or_default();
         let algorithm = word("quant_algo").unwrap_or_default();
+        if method.is_empty() && algorithm.is_empty() && config.contains_key("config_groups") {
+            "compressed-tensors".clone_into(&mut method);
+        }
         let mut this = Self::none();
         this.name = match (method.is_empty(), number("bits")) {
             (true, _) => algorithm.clone(),
