@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::{Build, Certainty};
+use crate::model::tensors;
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let conf = build.conf;
@@ -24,8 +25,13 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
                     build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
                 }
                 build.plain(&format!("{at}.eh_proj.weight"), &[n.hidden, 2 * n.hidden], 1);
-                build.plain(&format!("{at}.embed_tokens.weight"), &[n.vocab, n.hidden], 1);
-                build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
+                if !build.is_glm_46() {
+                    build.plain(&format!("{at}.embed_tokens.weight"), &[n.vocab, n.hidden], 1);
+                    build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
+                }
+            }
+            if count > 0 && conf.is(&["glm4_moe"]) {
+                build.glm_tables(count);
             }
         }
         "deepseek_v4" => {
@@ -151,6 +157,26 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
 }
 
 impl Build<'_> {
+    /// GLM 4.6 and later, which are told from 4.5 by their context alone.
+    fn is_glm_46(&self) -> bool {
+        self.conf.is(&["glm4_moe"])
+            && self.conf.stated(&["max_position_embeddings"]) == Some(202_752)
+    }
+
+    /// The files of GLM 4.5 hold embedding and head of the layer for speculation, those of 4.6 do not (356,785,898,816
+    /// values are published), and their configurations do not tell.
+    fn glm_tables(&mut self, count: u64) {
+        let n = self.n;
+        let each = n.vocab.saturating_mul(n.hidden).saturating_mul(self.dtype.1);
+        let bytes = each.saturating_mul(2).saturating_mul(count);
+        let all = tensors::total(&self.tensors);
+        let share = tensors::mul_div(bytes, 1_000, all).saturating_add(1).min(1_000);
+        let spread = if self.is_glm_46() { (0, share) } else { (share, 0) };
+        let why =
+            "whether its layer for speculation has an embedding and a head of its own is not known";
+        self.doubt_by(Certainty::Close, spread, why);
+    }
+
     fn nemotron_draft(&mut self) {
         let (conf, n) = (self.conf, self.n);
         let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
@@ -190,7 +216,8 @@ impl Build<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use crate::model::arch::Certainty;
-    use crate::model::estimate::tests::facts;
+    use crate::model::estimate::tests::{facts, rules};
+    use crate::model::estimate::{Setup, predict};
 
     /// Nemotron 3: a block of attention and one of experts, which see a shorter vector.
     #[test]
@@ -226,5 +253,29 @@ mod tests {
             "mtp_num_hidden_layers":1,"tie_word_embeddings":false}"#,
         );
         assert_eq!(facts.weight_bytes.0, 37_087_995_136);
+    }
+
+    /// GLM-4.5 and GLM-4.6, as published (of 4.6 the number of values; 14,400 of them are in 32 bits), which differ in
+    /// their context.
+    #[test]
+    fn glm_may_hold_two_more_tables() {
+        let of = |context: u64, drafts: u64| {
+            facts(&format!(
+                r#"{{"model_type":"glm4_moe","hidden_size":5120,"num_hidden_layers":92,"num_attention_heads":96,
+                "num_key_value_heads":8,"head_dim":128,"intermediate_size":12288,"moe_intermediate_size":1536,
+                "n_routed_experts":160,"n_shared_experts":1,"num_experts_per_tok":8,"first_k_dense_replace":3,
+                "vocab_size":151552,"attention_bias":true,"use_qk_norm":true,"tie_word_embeddings":false,
+                "torch_dtype":"bfloat16","num_nextn_predict_layers":{drafts},"max_position_embeddings":{context}}}"#
+            ))
+        };
+        let (five, six) = (716_675_611_392, 2 * 356_785_898_816 + 2 * 14_400);
+        for (context, value) in [(131_072, five), (202_752, six)] {
+            let model = of(context, 1);
+            assert_eq!((model.weight_bytes.0, model.certainty), (value, Certainty::Close));
+            let bar = predict(&model, &Setup::new(rules("vllm"))).weights;
+            assert!(bar.low <= six && bar.high >= five, "{bar:?}");
+            assert!(bar.high - bar.low < 10_000_000_000, "{bar:?}");
+            assert_eq!(of(context, 0).certainty, Certainty::Exact);
+        }
     }
 }
