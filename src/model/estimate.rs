@@ -20,7 +20,7 @@ mod weights;
 pub use setup::{Bar, Budget, Pool, Remainder, Rules, Setup};
 
 use self::pool::PoolOf;
-use self::weights::weights_of;
+use self::weights::Loads;
 
 /// One rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,15 +150,18 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         bits = CacheBits::named("fp8").unwrap_or(bits);
         notes.push("its checkpoint asks for a cache of 8 bits".to_owned());
     }
-    let caches = kept::caches(facts, rules);
+    let mut caches = kept::caches(facts, rules);
+    // In the order of layers, so that a stage's are side by side.
+    caches.sort_by_key(|c| c.layer);
     let block = block_of(&caches, setup, setup.attention(facts), bits);
     let ranges = stages(layers, setup.pipeline, rules.remainder);
+    let loads = Loads::of(facts, setup);
     let mut ranks = Vec::new();
     for (stage, range) in ranges.iter().enumerate() {
         let first = stage == 0;
         let last = stage + 1 == ranges.len();
         let place = Stage { range: *range, first, last };
-        let rank = one_rank(facts, setup, &place, &caches, bits, block, context);
+        let rank = one_rank(&loads, &place, &caches, bits, block, context);
         // A rank's number within its stage makes no difference to its memory.
         let wide =
             if rules.split == WeightSplit::Layers { 1 } else { setup.tensor.clamp(1, 1_024) };
@@ -279,22 +282,21 @@ fn block_of(caches: &[LayerCache], setup: &Setup, ranks: u64, bits: CacheBits) -
 }
 
 fn one_rank(
-    facts: &ModelFacts,
-    setup: &Setup,
+    loads: &Loads<'_>,
     stage: &Stage,
     caches: &[LayerCache],
     bits: CacheBits,
     block: u64,
     context: u64,
 ) -> RankMemory {
+    let (facts, setup) = (loads.facts, loads.setup);
     let rules = &setup.rules;
     let by_layers = rules.split == WeightSplit::Layers;
     let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
-    let weights = setup.correction.weights(weights_of(facts, setup, stage, tensor));
+    let weights = setup.correction.weights(loads.weights(stage));
     let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
-    let within = stage.range.0..stage.range.1;
-    let caches: Vec<LayerCache> =
-        caches.iter().filter(|c| within.contains(&u64::from(c.layer))).copied().collect();
+    let edge = |layer: u64| caches.partition_point(|c| u64::from(c.layer) < layer);
+    let caches = caches.get(edge(stage.range.0)..edge(stage.range.1)).unwrap_or_default();
     let per_token = |beyond: bool| {
         caches
             .iter()
@@ -327,8 +329,7 @@ fn one_rank(
         .architecture
         .as_deref()
         .is_some_and(|name| YOUNGER.iter().any(|family| name.starts_with(family)));
-    let pool =
-        PoolOf { setup, caches: &caches, tensor: attention, bits, block, context, by_requests };
+    let pool = PoolOf { setup, caches, tensor: attention, bits, block, context, by_requests };
     let doubted = |bar: Bar| doubted(bar, facts);
     let needed = correction.needed(doubted(pool.needed()), rules.pool);
     RankMemory {

@@ -781,3 +781,29 @@ fn a_head_that_is_the_embedding_may_be_stored_all_the_same() {
     let falcon = facts(r#"{"model_type":"falcon","torch_dtype":"bfloat16"}"#);
     assert!(falcon.tied && falcon.unloaded_bytes.0 == 0, "its files are known to hold it");
 }
+
+/// Each tensor is looked at once, not once for each of a thousand stages (which took minutes).
+#[test]
+fn many_stages_take_no_longer_than_few() {
+    let model = facts(
+        r#"{"model_type":"llama","hidden_size":16384,"num_hidden_layers":2000,"num_attention_heads":128,
+        "num_key_value_heads":8,"intermediate_size":53248,"vocab_size":128256,"torch_dtype":"bfloat16"}"#,
+    );
+    let layer = model.tensors.iter().filter(|t| t.name.starts_with("model.layers.7."));
+    let layer: u64 = layer.map(tensors::Tensor::total).sum();
+    let begun = std::time::Instant::now();
+    for engine in ["vllm", "sglang", "llamacpp"] {
+        let setup = Setup { pipeline: 1_000, ..Setup::new(rules(engine)) };
+        let answer = predict(&model, &setup);
+        assert_eq!(answer.ranks.len(), 1_000, "{engine}");
+        let inner = answer.ranks.iter().filter(|r| r.stage > 0 && r.stage < 999);
+        for rank in inner {
+            let layers = rank.layers.1 - rank.layers.0;
+            let besides = layer * layers + model.rope_bytes;
+            assert!(rank.weights.value >= layer * layers, "{engine}");
+            assert!(rank.weights.value - layer * layers <= besides, "{engine}");
+        }
+    }
+    // Fifteen thousand tensors in a debug build on a busy machine.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}

@@ -1,105 +1,217 @@
 //! What a rank loads of the model's tensors.
 
+use std::collections::BTreeMap;
+
 use super::{Bar, Pool, Rules, Setup, Stage};
 use crate::model::facts::{Certainty, ModelFacts};
 use crate::model::memory::WeightSplit;
 use crate::model::tensors::{self, Place, Ranks, Split, mul_div};
 
-/// What a rank loads, and how sure that is.
-pub(super) fn weights_of(facts: &ModelFacts, setup: &Setup, stage: &Stage, tensor: u64) -> Bar {
-    let rules = &setup.rules;
-    let by_layers = rules.split == WeightSplit::Layers;
-    let devices =
-        if by_layers { setup.pipeline } else { tensor.saturating_mul(setup.pipeline) }.max(1);
-    if facts.tensors.is_empty() || facts.layout.layers == 0 && devices > 1 {
-        // Not known which layers there are: plainly, with what engines replicate above it.
-        let plain = facts.weight_bytes.0.div_ceil(devices);
-        return Bar::around(plain, if devices > 1 { 250 } else { 150 }).plus(rules.loading);
+/// Bytes that ranks load, and what more that is where more is kept whole.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    share: u128,
+    whole: u128,
+}
+
+impl Sum {
+    fn add(&mut self, other: Self) {
+        self.share = self.share.saturating_add(other.share);
+        self.whole = self.whole.saturating_add(other.whole);
     }
-    let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
-    let all = if by_layers { 1 } else { attention.saturating_mul(setup.data.max(1)) };
-    let ranks = Ranks {
-        tensor,
-        expert: all.max(if by_layers { 1 } else { setup.expert }),
-        whole_experts: setup.expert > 1,
-    };
-    let layout = &facts.layout;
-    let tile = Tile::of(setup);
-    let has_head =
-        facts.tensors.iter().any(|t| tensors::place(&t.name, layout.layers) == Place::Head);
-    let mut sum = 0u64;
-    // What more it is where options of DP attention (`--moe-dense-tp-size 1`, `--enable-dp-lm-head`,
-    // DeepEP) keep the rest whole as well, and where a later stage has the towers, too.
-    let mut whole = 0u64;
-    for tensor in &facts.tensors {
+}
+
+/// What ranks load of a model's tensors, by where these are: each tensor is looked at once, however many stages there
+/// are.
+pub(super) struct Loads<'a> {
+    pub(super) facts: &'a ModelFacts,
+    pub(super) setup: &'a Setup,
+    /// Ranks that divide a copy of attention.
+    attention: u64,
+    devices: u64,
+    /// Of each layer that has tensors.
+    layers: BTreeMap<u64, Sum>,
+    /// The embedding: tables of the vocabulary, and the rest.
+    tables: Sum,
+    positions: Sum,
+    head: Sum,
+    norm: Sum,
+    /// Towers, on the first stage and on each of the others.
+    beside: Sum,
+    beside_later: Sum,
+    has_head: bool,
+    /// What vLLM makes for each layer of latent attention.
+    absorbed: u64,
+}
+
+impl<'a> Loads<'a> {
+    /// Where all tensors are, and a rank's share of each.
+    pub(super) fn of(facts: &'a ModelFacts, setup: &'a Setup) -> Self {
+        let rules = &setup.rules;
+        let by_layers = rules.split == WeightSplit::Layers;
+        let tensor = if by_layers { 1 } else { setup.tensor.max(1) };
+        let devices =
+            if by_layers { setup.pipeline } else { tensor.saturating_mul(setup.pipeline) }.max(1);
+        let attention = if by_layers { 1 } else { setup.attention(facts).max(1) };
+        let mut this = Self {
+            facts,
+            setup,
+            attention,
+            devices,
+            layers: BTreeMap::new(),
+            tables: Sum::default(),
+            positions: Sum::default(),
+            head: Sum::default(),
+            norm: Sum::default(),
+            beside: Sum::default(),
+            beside_later: Sum::default(),
+            has_head: false,
+            absorbed: if rules.pool == Pool::Groups { absorbed(facts, attention) } else { 0 },
+        };
+        if this.is_plain() {
+            return this;
+        }
+        let all = if by_layers { 1 } else { attention.saturating_mul(setup.data.max(1)) };
+        let ranks = Ranks {
+            tensor,
+            expert: all.max(if by_layers { 1 } else { setup.expert }),
+            whole_experts: setup.expert > 1,
+        };
+        let tile = Tile::of(setup);
+        for tensor in &facts.tensors {
+            this.add(tensor, ranks, tile);
+        }
+        this
+    }
+
+    /// It is not known which layers there are.
+    fn is_plain(&self) -> bool {
+        self.facts.tensors.is_empty() || self.facts.layout.layers == 0 && self.devices > 1
+    }
+
+    fn add(&mut self, tensor: &tensors::Tensor, ranks: Ranks, tile: Tile) {
+        let (facts, rules, layout) = (self.facts, &self.setup.rules, &self.facts.layout);
         let place = tensors::place(&tensor.name, layout.layers);
+        self.has_head |= place == Place::Head;
+        if place == Place::Draft {
+            return;
+        }
+        let is_mixer = tensors::is_mixer(&tensor.name);
         // SGLang fills such attention up with heads of no weight instead.
-        let mixer = rules.pool == Pool::Groups && tensors::is_mixer(&tensor.name);
+        let mixer = rules.pool == Pool::Groups && is_mixer;
         let whole_tower = place == Place::Beside
             && rules.pool != Pool::Cells
-            && (setup.whole_towers || layout.towers.is_whole(&tensor.name, mixer, ranks.tensor));
+            && (self.setup.whole_towers
+                || layout.towers.is_whole(&tensor.name, mixer, ranks.tensor));
         let split = if whole_tower { Split::Whole } else { tensors::split(tensor, layout) };
-        let here = match place {
-            // llama.cpp reads rows of the embedding on the host; a tied head is copied to a device.
-            Place::Embedding if by_layers => {
-                stage.last && !has_head && split == Split::Vocabulary && setup.gpu_like()
-                    || !setup.gpu_like() && stage.first
-            }
-            Place::Embedding => {
-                stage.first || stage.last && facts.tied && split == Split::Vocabulary
-            }
-            Place::Layer(n) => (stage.range.0..stage.range.1).contains(&u64::from(n)),
-            Place::Head => stage.last && (by_layers || !facts.tied),
-            Place::Norm => stage.last,
-            // vLLM builds towers on every stage; whether SGLang does depends on the model.
-            Place::Beside => stage.first || rules.pool != Pool::Cells,
-            Place::Draft => false,
+        let divided = match place {
+            Place::Embedding => self.attention,
+            _ if is_mixer => self.attention,
+            _ => ranks.tensor,
         };
-        if here {
-            let divided = match place {
-                Place::Embedding => attention,
-                _ if tensors::is_mixer(&tensor.name) => attention,
-                _ => ranks.tensor,
-            };
-            let held_in = |tensor_ranks, tile: Tile| {
-                let ranks = Ranks { tensor: tensor_ranks, ..ranks };
-                let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
-                loaded(facts, rules, tensor, share).unwrap_or_else(|| match split {
-                    Split::Experts => tile.held(facts, tensor, share, ranks),
-                    _ => share,
-                })
-            };
-            let held = |tensor_ranks| held_in(tensor_ranks, tile);
-            let share = held(divided);
-            whole = whole.saturating_add(held_in(divided, tile.larger()).saturating_sub(share));
-            if place == Place::Beside && !stage.first && rules.pool == Pool::Tokens {
-                whole = whole.saturating_add(held(attention));
-                continue;
+        let held_in = |tensor_ranks, tile: Tile| {
+            let ranks = Ranks { tensor: tensor_ranks, ..ranks };
+            let share = tensors::share(tensor, split, layout, ranks, rules.vocabulary);
+            loaded(facts, rules, tensor, share).unwrap_or_else(|| match split {
+                Split::Experts => tile.held(facts, tensor, share, ranks),
+                _ => share,
+            })
+        };
+        let share = held_in(divided, tile);
+        // What more it is where options of DP attention (`--moe-dense-tp-size 1`, `--enable-dp-lm-head`,
+        // DeepEP) keep the rest whole as well, and where a later stage has the towers, too.
+        let larger = u128::from(held_in(divided, tile.larger()).saturating_sub(share));
+        let held = held_in(self.attention, tile);
+        let here = Sum {
+            share: share.into(),
+            whole: larger.saturating_add(held.saturating_sub(share).into()),
+        };
+        match place {
+            Place::Embedding if split == Split::Vocabulary => self.tables.add(here),
+            Place::Embedding => self.positions.add(here),
+            Place::Layer(n) => self.layers.entry(n.into()).or_default().add(here),
+            Place::Head => self.head.add(here),
+            Place::Norm => self.norm.add(here),
+            Place::Beside => {
+                self.beside.add(here);
+                // vLLM builds towers on every stage; whether SGLang does depends on the model.
+                self.beside_later.add(match rules.pool {
+                    Pool::Groups => here,
+                    Pool::Tokens => {
+                        Sum { share: 0, whole: larger.saturating_add(u128::from(held)) }
+                    }
+                    Pool::Cells => Sum::default(),
+                });
             }
-            sum = sum.saturating_add(share);
-            whole = whole.saturating_add(held(attention).saturating_sub(share));
+            Place::Draft => {}
         }
     }
-    let layers = stage.range.1.saturating_sub(stage.range.0);
-    if rules.pool == Pool::Groups && layers > 0 {
-        sum = sum.saturating_add(facts.rope_bytes);
-        sum = sum.saturating_add(absorbed(facts, layers, attention));
-    }
-    let loading = rules.loading;
-    let sure = match facts.certainty {
-        Certainty::Exact => Bar {
-            value: sum,
-            low: mul_div(sum, 985, 1_000),
-            high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
-        },
-        // Tensors were read, only how the engine divides them is not known.
-        Certainty::Guess if facts.parts > 0 => Bar::around(sum, if devices > 1 { 150 } else { 50 }),
-        certainty => {
-            let (less, more) = facts.spread.unwrap_or(certainty.usual_spread());
-            Bar::exact(sum).spread((less + 20, more + 20))
+
+    /// What is on a stage.
+    fn on(&self, stage: &Stage) -> Sum {
+        let (facts, setup) = (self.facts, self.setup);
+        let by_layers = setup.rules.split == WeightSplit::Layers;
+        let mut sum = Sum::default();
+        let mut take = |here: bool, part: &Sum| {
+            if here {
+                sum.add(*part);
+            }
+        };
+        if by_layers {
+            // llama.cpp reads rows of the embedding on the host; a tied head is copied to a device.
+            let host = !setup.gpu_like() && stage.first;
+            take(host || stage.last && !self.has_head && setup.gpu_like(), &self.tables);
+            take(host, &self.positions);
+        } else {
+            take(stage.first || stage.last && facts.tied, &self.tables);
+            take(stage.first, &self.positions);
         }
-    };
-    Bar { high: sure.high.saturating_add(whole), ..sure }.plus(loading)
+        let (from, to) = stage.range;
+        if from < to {
+            for layer in self.layers.range(from..to).map(|(_, layer)| layer) {
+                take(true, layer);
+            }
+        }
+        take(stage.last && (by_layers || !facts.tied), &self.head);
+        take(stage.last, &self.norm);
+        take(true, if stage.first { &self.beside } else { &self.beside_later });
+        sum
+    }
+
+    /// What a rank of a stage loads, and how sure that is.
+    pub(super) fn weights(&self, stage: &Stage) -> Bar {
+        let (facts, rules, devices) = (self.facts, &self.setup.rules, self.devices);
+        if self.is_plain() {
+            // Plainly, with what engines replicate above it.
+            let plain = facts.weight_bytes.0.div_ceil(devices);
+            return Bar::around(plain, if devices > 1 { 250 } else { 150 }).plus(rules.loading);
+        }
+        let bytes = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        let here = self.on(stage);
+        let (mut sum, whole) = (bytes(here.share), bytes(here.whole));
+        let layers = stage.range.1.saturating_sub(stage.range.0);
+        if rules.pool == Pool::Groups && layers > 0 {
+            sum = sum.saturating_add(facts.rope_bytes);
+            sum = sum.saturating_add(self.absorbed.saturating_mul(layers));
+        }
+        let loading = rules.loading;
+        let sure = match facts.certainty {
+            Certainty::Exact => Bar {
+                value: sum,
+                low: mul_div(sum, 985, 1_000),
+                high: mul_div(sum, 1_020, 1_000).saturating_add(64 << 20),
+            },
+            // Tensors were read, only how the engine divides them is not known.
+            Certainty::Guess if facts.parts > 0 => {
+                Bar::around(sum, if devices > 1 { 150 } else { 50 })
+            }
+            certainty => {
+                let (less, more) = facts.spread.unwrap_or(certainty.usual_spread());
+                Bar::exact(sum).spread((less + 20, more + 20))
+            }
+        };
+        Bar { high: sure.high.saturating_add(whole), ..sure }.plus(loading)
+    }
 }
 
 /// Bytes on the device of a share of a tensor as stored, where that is decided whatever it is a part of.
@@ -196,8 +308,8 @@ impl Tile {
 }
 
 /// vLLM keeps the two halves of `kv_b_proj` once more in 16 bits, ready to be multiplied
-/// (`MLACommonImpl.process_weights_after_loading`).
-fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
+/// (`MLACommonImpl.process_weights_after_loading`): bytes of a layer.
+fn absorbed(facts: &ModelFacts, tensor: u64) -> u64 {
     let latent = facts.layout.latent && facts.layout.expanded == 0;
     let one = facts.tensors.iter().find(|t| {
         latent
@@ -212,6 +324,6 @@ fn absorbed(facts: &ModelFacts, layers: u64, tensor: u64) -> u64 {
             let each = u64::from(of.plain) + u64::from(of.value);
             u64::from(of.rank).saturating_mul(each).saturating_mul(facts.layout.heads)
         });
-        (stored.max(all) / tensor.max(1)).saturating_mul(2).saturating_mul(layers)
+        (stored.max(all) / tensor.max(1)).saturating_mul(2)
     })
 }
