@@ -250,6 +250,7 @@ impl HfConfig {
         ["vision_config", "audio_config", "visual", "mm_vision_tower"]
             .iter()
             .any(|key| self.top.get(*key).is_some_and(|v| !v.is_null()))
+            || arch::has_silent_tower(&self.top)
     }
 
     /// Puts what is known into `facts`.

@@ -238,7 +238,12 @@ fn word(map: &Map<String, Value>, key: &str) -> String {
 }
 
 fn nested_kind(kind: &str, key: &str) -> String {
-    defaults().get(kind).and_then(|row| row.get(key)).map_or_else(String::new, |k| (*k).to_owned())
+    usual_part(kind, key).unwrap_or_default().to_owned()
+}
+
+/// The family of the part that a family has under this key.
+pub fn usual_part(kind: &str, key: &str) -> Option<&'static str> {
+    defaults().get(kind)?.get(key).copied()
 }
 
 /// The type of values that one object states.

@@ -57,12 +57,12 @@ impl Build<'_> {
     }
 }
 
-/// The towers, where it has them.
-pub(super) fn towers(build: &mut Build<'_>, top: &Map<String, Value>) {
+/// The towers, where it has them; or has them without a word, where its configuration is `silent`.
+pub(super) fn towers(build: &mut Build<'_>, top: &Map<String, Value>, silent: bool) {
     let has = |key: &str| top.get(key).is_some_and(Value::is_object);
     match (has("vision_config"), has("audio_config")) {
-        (false, false) => {}
-        (true, true) => build.plain("visual.towers.weight", &[TOWERS], 1),
+        (false, false) if !silent => {}
+        (false, false) | (true, true) => build.plain("visual.towers.weight", &[TOWERS], 1),
         _ => {
             build.plain("visual.towers.weight", &[TOWERS], 1);
             build.doubt(Certainty::Close, "its towers for other media are estimated");

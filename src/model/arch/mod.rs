@@ -247,6 +247,11 @@ pub fn is_known(top: &Map<String, Value>) -> bool {
     conf.is_known() || KNOWN_ELSEWHERE.contains(&conf.kind.as_str())
 }
 
+/// Whether a model has a vision tower that its `config.json` does not tell of.
+pub fn has_silent_tower(top: &Map<String, Value>) -> bool {
+    vision::is_silent(top)
+}
+
 /// What `config.json` (and `hf_quant_config.json`, where it says more) decides; none if it does not
 /// even tell the size of a layer.
 pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Option<Blueprint> {

@@ -6,19 +6,33 @@ mod joiners;
 mod minicpmo;
 mod own_code;
 mod phi4mm;
+mod published;
 
 use serde_json::{Map, Value};
 
 use super::{Build, Certainty, conf::Conf};
-use crate::model::tensors::mul_div;
+use crate::model::tensors::{self, mul_div};
 use crate::model::towers::{self, Towers};
 
 pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
     match kind {
         "whisper" => return,
-        "gemma3n" => return super::gemma3n::towers(build, top),
-        "gemma4" => return super::gemma4::towers(build, top),
+        "gemma3n" => {
+            let (silent, before) = (published::is_silent(top), tensors::total(&build.tensors));
+            super::gemma3n::towers(build, top, silent);
+            if silent {
+                published::doubt(build, before);
+            }
+            return;
+        }
+        "gemma4" => {
+            super::gemma4::towers(build, top);
+            if published::is_silent(top) {
+                published::not_counted(build);
+            }
+            return;
+        }
         _ => {}
     }
     if deepseek_ocr::add(build, top) {
@@ -77,7 +91,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         .collect();
     if !left_out.is_empty() {
         let bytes = left_out.iter().map(|part| roughly(part, 2)).fold(0, u64::saturating_add);
-        let all = crate::model::tensors::total(&build.tensors);
+        let all = tensors::total(&build.tensors);
         // Half as much again, for what joins it to the rest; where nothing is said of its size, some of the decoder's.
         let share = mul_div(bytes.saturating_mul(3) / 2, 1_000, all.max(1));
         let why = "its tower for other media is not counted";
@@ -88,9 +102,25 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
         let out = build.n.hidden;
         build.linear("visual.vision_embed_tokens", out, 3 * patch * patch, true);
     }
-    let Some(vision) = vision else { return };
+    let Some(vision) = vision else {
+        let before = tensors::total(&build.tensors);
+        match published::tower(top) {
+            Some(tower) => {
+                self::tower(build, top, kind, &tower);
+                published::doubt(build, before);
+            }
+            None if published::is_silent(top) => published::not_counted(build),
+            None => {}
+        }
+        return;
+    };
+    tower(build, top, kind, &vision);
+}
+
+/// The tower of one configuration, and what joins it to the language model.
+fn tower(build: &mut Build<'_>, top: &Map<String, Value>, kind: &str, vision: &Conf<'_>) {
     let whole = Conf::text(top);
-    let mut tower = Tower { build, c: &vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };
+    let mut tower = Tower { build, c: vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };
     match (kind, vision.kind.as_str()) {
         (_, "qwen2_vl_vision") | ("qwen2_vl", _) => tower.qwen2(),
         (_, "qwen2_5_vl_vision") | ("qwen2_5_vl", _) => tower.qwen25(),
@@ -165,13 +195,18 @@ pub(super) fn hears(build: &mut Build<'_>, top: &Map<String, Value>) {
     audio::encoder(build, &Conf::text(top));
 }
 
+/// Whether a model has a tower that its configuration does not tell of.
+pub(super) fn is_silent(top: &Map<String, Value>) -> bool {
+    published::is_silent(top)
+}
+
 /// How vLLM divides the towers of a `config.json`.
 pub(super) fn divided(top: &Map<String, Value>) -> Towers {
     if let Some(thinker) = top.get("thinker_config").and_then(Value::as_object) {
         return divided(thinker);
     }
     let kind = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let vision = Conf::part(top, "vision_config");
+    let vision = Conf::part(top, "vision_config").or_else(|| published::tower(top));
     let heads = vision.and_then(|c| c.number(&["num_attention_heads", "num_heads"]));
     let heads = heads.filter(|n| *n > 0);
     Towers {
