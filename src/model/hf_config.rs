@@ -3,6 +3,8 @@
 
 mod bounded;
 mod counts;
+mod mamba;
+mod meta;
 mod numbers;
 mod params;
 mod places;
@@ -72,12 +74,12 @@ pub struct HfConfig {
 
 /// Reads a `config.json`.
 pub fn parse(json: &[u8]) -> Result<HfConfig, HeaderError> {
-    interpret(object(json, "config.json")?)
+    interpret(mamba::from_state_spaces(object(json, "config.json")?))
 }
 
-/// Reads a `params.json` in Mistral's own format.
+/// Reads a `params.json` in Mistral's own format, or in Meta's.
 pub fn parse_params(json: &[u8]) -> Result<HfConfig, HeaderError> {
-    interpret(params::translated(object(json, "params.json")?))
+    interpret(params::translated(object(json, "params.json")?)?)
 }
 
 /// Reads an `hf_quant_config.json`; none where that cannot be read.

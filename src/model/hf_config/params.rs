@@ -3,7 +3,9 @@
 
 use serde_json::{Map, Value};
 
+use super::super::HeaderError;
 use super::super::arch::conf::whole;
+use super::{mamba, meta};
 
 /// Names in it, and what Hugging Face calls them.
 const NAMES: [(&str, &str); 8] = [
@@ -48,14 +50,23 @@ fn rename(from: &Map<String, Value>, names: &[(&str, &str)], to: &mut Map<String
 }
 
 /// The `config.json` of a `params.json`.
-pub(super) fn translated(mut top: Map<String, Value>) -> Map<String, Value> {
+pub(super) fn translated(mut top: Map<String, Value>) -> Result<Map<String, Value>, HeaderError> {
     for (own, usual) in NAMES {
         if let Some(value) = top.remove(own) {
             top.entry(usual).or_insert(value);
         }
     }
+    let sees = top.remove("vision_args").is_some_and(|v| v.is_object());
+    if top.get("model_type").and_then(Value::as_str) == Some("mamba") {
+        mamba::from_params(&mut top);
+    } else if meta::is(&top) {
+        meta::complete(&mut top)?;
+    } else {
+        // Null, for the family's own width is not this model's.
+        top.entry("intermediate_size").or_insert(Value::Null);
+    }
     if let Some(Value::Object(experts)) = top.remove("moe") {
-        with_experts(&mut top, &experts);
+        with_experts(&mut top, &experts)?;
     } else if top.get("kv_lora_rank").is_none_or(Value::is_null) {
         top.entry("model_type").or_insert_with(|| "mistral".into());
     }
@@ -74,25 +85,41 @@ pub(super) fn translated(mut top: Map<String, Value>) -> Map<String, Value> {
     let sound = inside("whisper_model_args");
     let sight = inside("vision_encoder_args").or_else(|| top.remove("vision_encoder"));
     top.remove("multimodal");
-    match (sight, sound) {
+    Ok(match (sight, sound) {
         (Some(Value::Object(tower)), _) => with_sight(top, tower),
         (_, Some(Value::Object(tower))) => with_sound(top, &tower),
+        // Meta's tower has names of its own, and all models of the family the same one.
+        _ if sees && top.get("model_type").and_then(Value::as_str) == Some("llama4_text") => {
+            let mut whole = around("llama4", top);
+            let class = Value::from("Llama4ForConditionalGeneration");
+            whole.insert("architectures".to_owned(), Value::Array(vec![class]));
+            whole
+        }
         _ => top,
-    }
+    })
 }
 
 /// Experts as Mixtral has them or, where some are shared, as `DeepSeek` V3 does.
-fn with_experts(top: &mut Map<String, Value>, experts: &Map<String, Value>) {
+fn with_experts(
+    top: &mut Map<String, Value>,
+    experts: &Map<String, Value>,
+) -> Result<(), HeaderError> {
     if experts.get("num_shared_experts").and_then(whole).is_some_and(|n| n > 0) {
         rename(experts, &EXPERTS, top);
         top.insert("model_type".to_owned(), "deepseek_v3".into());
         // Its routers have no bias of their own.
         top.insert("topk_method".to_owned(), "greedy".into());
-        return;
+        return Ok(());
+    }
+    if top.get("intermediate_size").is_none_or(Value::is_null) {
+        let why =
+            "not a params.json: `moe` has experts, and `hidden_dim` does not state their width";
+        return Err(HeaderError::broken(why));
     }
     rename(experts, &[("num_experts_per_tok", "num_experts_per_tok")], top);
     rename(experts, &[("num_experts", "num_local_experts")], top);
     top.entry("model_type").or_insert_with(|| "mixtral".into());
+    Ok(())
 }
 
 /// A list of windows is one for each layer, again and again; null: all tokens.
