@@ -11,7 +11,7 @@ mod places;
 
 use serde_json::{Map, Value};
 
-use self::counts::check_counts;
+use self::counts::{check_counts, check_quantisation};
 use self::numbers::without_python_numbers;
 use self::places::Places;
 use super::arch::conf::{Conf, NESTED};
@@ -119,6 +119,9 @@ fn interpret(top: Map<String, Value>) -> Result<HfConfig, HeaderError> {
     }
     for place in &places {
         check_counts(place)?;
+        if let Some(Value::Object(stored)) = places::quantisation(&[*place]) {
+            check_quantisation(stored)?;
+        }
     }
     let find = Places(places);
     // Null and lists silence a family's numbers, as in the tensors that are counted from them.

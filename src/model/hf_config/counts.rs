@@ -247,6 +247,36 @@ pub(super) fn check_counts(place: &Map<String, Value>) -> Result<(), HeaderError
     Ok(())
 }
 
+/// Whether numbers of a `quantization_config` that its method cannot do without are such counts: packed weights
+/// (AWQ, GPTQ) have bits, and blocks (FP8) two sides.
+pub(super) fn check_quantisation(config: &Map<String, Value>) -> Result<(), HeaderError> {
+    let method = config.get("quant_method").and_then(Value::as_str).unwrap_or_default();
+    match method.to_ascii_lowercase().as_str() {
+        "awq" | "awq_marlin" | "gptq" | "gptq_marlin" | "marlin" => {
+            let bits = Count::of(&["bits", "w_bit"], 16).at_least(1);
+            for key in bits.keys {
+                check_count(config, "quantization_config.", key, &bits)?;
+            }
+            Ok(())
+        }
+        "fp8" | "fbgemm_fp8" => {
+            let key = "weight_block_size";
+            let Some(sides) = config.get(key).filter(|v| !v.is_null()) else { return Ok(()) };
+            let side = |v: &Value| whole(v).is_some_and(|n| (1..=1 << 20).contains(&n));
+            match sides.as_array() {
+                Some(list) if list.len() == 2 && list.iter().all(side) => Ok(()),
+                _ => {
+                    let shown = text::clean(&sides.to_string(), 40);
+                    Err(HeaderError::broken(format!(
+                        "`quantization_config.{key}` is {shown}, which are no two sides of a block (as in [128, 128])"
+                    )))
+                }
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether what stands at `key` is such a count, or nothing. `within`: what comes before the key's name.
 fn check_count(
     place: &Map<String, Value>,

@@ -261,6 +261,35 @@ fn a_list_of_all_layers_and_their_methods_is_read() {
     assert!(error.contains("holds too much"), "{error}");
 }
 
+/// Numbers of a quantisation that would make it nothing, or something else.
+#[test]
+fn bits_and_blocks_are_counts() {
+    let of = |stored: &str| {
+        parse(format!(r#"{{"model_type":"llama","quantization_config":{stored}}}"#).as_bytes())
+    };
+    for (stored, named) in [
+        (r#"{"quant_method":"awq","bits":0}"#, "bits` is 0"),
+        (r#"{"quant_method":"gptq","bits":"four"}"#, "bits` is "),
+        (r#"{"quant_method":"awq","w_bit":64}"#, "w_bit` is 64"),
+        (r#"{"quant_method":"fp8","weight_block_size":[0,0]}"#, "weight_block_size` is [0,0]"),
+        (r#"{"quant_method":"fp8","weight_block_size":[-1,128]}"#, "weight_block_size"),
+        (r#"{"quant_method":"fp8","weight_block_size":[128]}"#, "weight_block_size"),
+        (r#"{"quant_method":"fp8","weight_block_size":"128"}"#, "weight_block_size"),
+    ] {
+        let error = of(stored).unwrap_err().to_string();
+        assert!(error.contains(named), "{stored}: {error}");
+    }
+    for stored in [
+        r#"{"quant_method":"awq","bits":4}"#,
+        r#"{"quant_method":"gptq","bits":"8"}"#,
+        r#"{"quant_method":"exl2","bits":4.25}"#,
+        r#"{"quant_method":"fp8","weight_block_size":[128,128]}"#,
+        r#"{"quant_method":"fp8","weight_block_size":null}"#,
+    ] {
+        assert!(of(stored).is_ok(), "{stored}");
+    }
+}
+
 /// compressed-tensors' first name for it, at the top and inside; and what is no object at all.
 #[test]
 fn a_quantisation_has_an_older_name_and_may_not_be_understood() {
