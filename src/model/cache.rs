@@ -70,7 +70,8 @@ impl Keeps {
                 // vLLM `ModelConfig.get_num_kv_heads`: replicated beyond one a rank.
                 let heads = u64::from(kv_heads).checked_div(tensor.max(1)).unwrap_or(0).max(1);
                 let heads = if kv_heads == 0 { 0 } else { heads };
-                Some(bits.bytes(heads * (u64::from(key) + u64::from(value))))
+                let values = heads * (u64::from(key) + u64::from(value));
+                Some(bits.bytes(values) + 2 * heads * u64::from(bits.2))
             }
             Self::Latent { width, rotary, index, sparse } => {
                 let (width, rotary) = (u64::from(width), u64::from(rotary));
@@ -139,29 +140,32 @@ impl Keeps {
     }
 }
 
-/// How cached values are stored: bits of one, and those of 16 with their blocks' scales (llama.cpp's
-/// `q8_0` has 8.5 bits a value).
+/// How cached values are stored: bits of one, those of 16 with their blocks' scales (llama.cpp's
+/// `q8_0` has 8.5 bits a value), and bytes beside each head's key and value (vLLM's `…_per_token_head` have a scale of
+/// 32 bits there, `v1/kv_cache_interface.py`, `AttentionSpec.unpadded_page_size_bytes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheBits(pub u32, pub u32);
+pub struct CacheBits(pub u32, pub u32, pub u32);
 
 impl CacheBits {
     /// Half precision.
-    pub const HALF: Self = Self(16, 256);
+    pub const HALF: Self = Self(16, 256, 0);
 
     /// The type of this name; none if unknown. `auto` is none as well: it follows the model.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "f16" | "bf16" | "fp16" | "bfloat16" | "float16" | "half" => Self::HALF,
             "fp8" | "fp8_e4m3" | "fp8_e5m2" | "fp8_ds_mla" | "int8" | "fp8_inc" | "f8" => {
-                Self(8, 128)
+                Self(8, 128, 0)
             }
-            "f32" | "fp32" | "float32" => Self(32, 512),
-            "q8_0" => Self(8, 136),
-            "q5_0" => Self(5, 88),
-            "q5_1" => Self(5, 96),
-            "q4_0" | "iq4_nl" => Self(4, 72),
-            "q4_1" => Self(4, 80),
-            "nvfp4" | "fp4_e2m1" | "fp4" => Self(4, 72),
+            "int8_per_token_head" | "fp8_per_token_head" => Self(8, 128, 4),
+            "int4_per_token_head" => Self(4, 64, 4),
+            "f32" | "fp32" | "float32" => Self(32, 512, 0),
+            "q8_0" => Self(8, 136, 0),
+            "q5_0" => Self(5, 88, 0),
+            "q5_1" => Self(5, 96, 0),
+            "q4_0" | "iq4_nl" => Self(4, 72, 0),
+            "q4_1" => Self(4, 80, 0),
+            "nvfp4" | "fp4_e2m1" | "fp4" => Self(4, 72, 0),
             _ => return None,
         })
     }
@@ -169,5 +173,25 @@ impl CacheBits {
     /// Bytes of so many values.
     pub fn bytes(self, values: u64) -> u64 {
         values.saturating_mul(u64::from(self.1)).div_ceil(128)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    /// 8 heads of 128: keys and values, and a scale of each.
+    #[test]
+    fn scales_of_a_head_are_beside_its_values() {
+        let keeps = Keeps::Attention { kv_heads: 8, key: 128, value: 128, window: None };
+        let token =
+            |name: &str, tensor| keeps.per_token(tensor, CacheBits::named(name).unwrap()).unwrap();
+        assert_eq!((token("bf16", 1), token("fp8", 1)), (4_096, 2_048));
+        assert_eq!(token("int8_per_token_head", 1), 2_048 + 2 * 8 * 4);
+        assert_eq!(token("FP8_per_token_head", 1), 2_048 + 2 * 8 * 4);
+        assert_eq!(token("int4_per_token_head", 1), 1_024 + 2 * 8 * 4);
+        // Half a head is a whole one.
+        assert_eq!(token("int8_per_token_head", 16), 256 + 2 * 4);
     }
 }

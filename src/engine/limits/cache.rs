@@ -15,6 +15,7 @@ type Names = &'static [&'static str];
 const HALF: Names = &["f16", "bf16", "fp16", "bfloat16", "float16", "half"];
 const EIGHT: Names = &["fp8", "f8", "fp8_e4m3", "fp8_e5m2"];
 const EIGHT_OF_VLLM: Names = &["fp8_inc", "fp8_ds_mla"];
+const WITH_SCALES: Names = &["int8_per_token_head", "fp8_per_token_head", "int4_per_token_head"];
 const FOUR: Names = &["nvfp4", "fp4", "fp4_e2m1"];
 const PACKED: Names = &["q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"];
 const FULL: Names = &["f32", "fp32", "float32"];
@@ -22,9 +23,10 @@ const FULL: Names = &["f32", "fp32", "float32"];
 /// What an engine takes, and how to name it.
 fn taken(pool: Pool) -> (&'static [Names], &'static str) {
     match pool {
-        Pool::Groups => {
-            (&[HALF, EIGHT, EIGHT_OF_VLLM, FOUR], "auto, bf16, f16, fp8, fp8_e4m3, fp8_e5m2")
-        }
+        Pool::Groups => (
+            &[HALF, EIGHT, EIGHT_OF_VLLM, WITH_SCALES, FOUR],
+            "auto, bf16, f16, fp8, fp8_e4m3, fp8_e5m2",
+        ),
         Pool::Tokens => (&[HALF, EIGHT, FOUR], "auto, bf16, fp8_e4m3, fp8_e5m2, fp4_e2m1"),
         Pool::Cells => {
             (&[HALF, FULL, PACKED], "f16, bf16, f32, q8_0, q5_0, q5_1, q4_0, q4_1, iq4_nl")
@@ -82,8 +84,12 @@ mod tests {
     fn every_engine_has_its_own_types_of_cache() {
         let refused = |rules, name| type_refusal(&rules, name);
         for (rules, good, bad) in [
-            (VLLM, ["auto", "fp8", "bfloat16", "FP8_E5M2"], ["q8_0", "iq4_nl", "int8"]),
-            (SGLANG, ["auto", "fp8_e5m2", "bf16", "fp4_e2m1"], ["q4_0", "fp8_ds_mla", "float32"]),
+            (VLLM, ["auto", "fp8", "bfloat16", "int4_per_token_head"], ["q8_0", "iq4_nl", "int8"]),
+            (
+                SGLANG,
+                ["auto", "fp8_e5m2", "bf16", "fp4_e2m1"],
+                ["q4_0", "int8_per_token_head", "float32"],
+            ),
             (LLAMA_CPP, ["f16", "q8_0", "iq4_nl", "f32"], ["fp8", "nvfp4", "int8"]),
         ] {
             for name in good {
