@@ -32,6 +32,9 @@ fn biases(conf: &Conf<'_>) -> (bool, bool) {
         "internlm3" => (on("qkv_bias"), on("bias")),
         "bailing_moe" | "bailing_moe_v2" | "bailing_hybrid" => (on("use_qkv_bias"), on("use_bias")),
         "mpt" => (on("use_bias"), on("use_bias")),
+        // `modeling_helium.py`: the output has none; `modeling_nemotron_h.py` takes no notice of the flag.
+        "helium" => (on("attention_bias"), false),
+        "nemotron_h" => (false, false),
         "gpt_oss" => {
             (conf.flag("attention_bias") != Some(false), conf.flag("attention_bias") != Some(false))
         }

@@ -49,7 +49,7 @@ pub const NESTED: [&str; 5] =
 /// Falcon was `RefinedWeb` and `RefinedWebModel` before `transformers` had it (vLLM `configs/falcon.py`, `RWConfig`);
 /// these have defaults of their own, for 40B is always of what was to be the new architecture, and what a file of 7B
 /// is silent about is not so.
-const ALIASES: [(&str, &str); 10] = [
+const ALIASES: [(&str, &str); 11] = [
     ("RefinedWeb", "falcon"),
     ("RefinedWebModel", "falcon"),
     ("codegen", "gptj"),
@@ -58,6 +58,7 @@ const ALIASES: [(&str, &str); 10] = [
     ("phi3_v", "phi3"),
     ("phi4mm", "phi3"),
     ("skywork", "llama"),
+    ("stablelm_epoch", "stablelm"),
     ("iquestcoder", "llama"),
     ("grok-1", "grok1"),
 ];

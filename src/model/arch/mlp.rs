@@ -59,6 +59,10 @@ fn experts_name(conf: &Conf<'_>) -> &'static str {
 
 /// Experts of a layer, and the width of one.
 pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
+    // Doge states their number whether it has any (`configuration_doge.py`).
+    if conf.is(&["doge"]) && !conf.on("is_moe") {
+        return None;
+    }
     let ffn = conf.object("ffn_config");
     let inside = |key: &str| ffn.and_then(|f| f.get(key)).and_then(whole);
     let number = conf
@@ -448,11 +452,13 @@ impl Build<'_> {
             return;
         }
         let at_shared = format!("{at}.{name}");
+        // `DeepseekV2MLP` and `NemotronHMLP` are the dense layer's own class.
+        let bias = conf.is(&["deepseek_v2", "nemotron_h"]) && conf.on("mlp_bias");
         if !ungated(conf) {
-            self.linear(&format!("{at_shared}.gate_proj"), width, hidden, false);
+            self.linear(&format!("{at_shared}.gate_proj"), width, hidden, bias);
         }
-        self.linear(&format!("{at_shared}.up_proj"), width, hidden, false);
-        self.linear(&format!("{at_shared}.down_proj"), hidden, width, false);
+        self.linear(&format!("{at_shared}.up_proj"), width, hidden, bias);
+        self.linear(&format!("{at_shared}.down_proj"), hidden, width, bias);
         if conf.is(&["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]) {
             self.table(&format!("{at}.shared_expert_gate"), 1, hidden);
         }

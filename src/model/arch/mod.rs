@@ -170,6 +170,11 @@ impl Build<'_> {
 
     /// A norm's weight, and its bias where the family has one.
     fn norm(&mut self, module: &str, width: u64) {
+        // Those of OPT may be without values of their own (`modeling_opt.py`).
+        if self.conf.flag("layer_norm_elementwise_affine") == Some(false) && self.conf.is(&["opt"])
+        {
+            return;
+        }
         self.plain(&format!("{module}.weight"), &[width], 1);
         if norm_bias(self.conf) {
             self.plain(&format!("{module}.bias"), &[width], 1);
@@ -357,6 +362,10 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         build.end(tied, ending);
     }
     build.doubt_cache(family);
+    if n.vocab == 0 {
+        let why = "how many tokens its vocabulary has is not stated: neither embedding nor head is counted";
+        build.doubt_by(Certainty::Guess, (30, 1_000), why);
+    }
     let mut unloaded = 0;
     if tied && !quantisation.is_mlx() {
         unloaded = build.head_besides();
@@ -648,7 +657,8 @@ impl Build<'_> {
 
     /// Bytes of a head that is the embedding, which files may hold all the same.
     fn head_besides(&mut self) -> u64 {
-        if self.tensors.iter().any(|t| t.name.starts_with("lm_head.")) {
+        let weight = |name: &str| name.strip_prefix("lm_head.").is_some_and(|part| part != "bias");
+        if self.tensors.iter().any(|t| weight(&t.name)) {
             return 0;
         }
         let why = "its head is the embedding: some files hold it all the same, which `config.json` does not tell";
@@ -660,7 +670,8 @@ impl Build<'_> {
     fn end(&mut self, tied: bool, ending: Ending) {
         let n = self.n;
         let before = self.conf.flag("do_layer_norm_before") != Some(false);
-        if !self.conf.is(&["olmo", "nanochat"]) && before {
+        let removed = self.conf.is(&["opt"]) && self.conf.on("_remove_final_layer_norm");
+        if !self.conf.is(&["olmo", "nanochat"]) && before && !removed {
             self.norm("model.norm", n.hidden);
         }
         if self.conf.is(&["deepseek_v4"]) {
@@ -675,9 +686,12 @@ impl Build<'_> {
         // Published checkpoints of Falcon hold the head, whose weights are the embedding's; engines
         // leave it aside.
         let held = self.conf.is(&["falcon"]) && self.conf.given("tie_word_embeddings").is_none();
+        let bias = self.conf.is(&["phi", "gptj"]) || self.conf.on("lm_head_bias");
         if !tied || held {
-            let bias = self.conf.is(&["phi", "gptj"]) || self.conf.on("lm_head_bias");
             self.linear("lm_head", n.vocab, n.hidden, bias);
+        } else if bias {
+            // What is shared is the weight.
+            self.plain("lm_head.bias", &[n.vocab], 1);
         }
     }
 }
@@ -704,3 +718,6 @@ impl Build<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod flags_tests;

@@ -219,7 +219,13 @@ impl Build<'_> {
         let hidden = self.n.hidden;
         let get = |keys: &[&str], usual: u64| conf.number(keys).unwrap_or(usual);
         let alone = conf.is(&["mamba2", "nemotron_h"]);
-        let bias = conf.on("mamba_proj_bias") || conf.on("use_bias") || conf.on("add_bias_linear");
+        // `modeling_falcon_h1.py` and `modeling_nemotron_h.py` have flags of their own.
+        let bias = match conf.kind.as_str() {
+            "falcon_h1" => conf.on("mamba_proj_bias"),
+            "nemotron_h" => conf.on("use_bias"),
+            _ => conf.on("mamba_proj_bias") || conf.on("use_bias") || conf.on("add_bias_linear"),
+        };
+        let out_bias = if conf.is(&["falcon_h1"]) { conf.on("projectors_bias") } else { bias };
         let own = conf.is(&["mamba2"]);
         let expand = get(&["mamba_expand", "expand"], 2).min(64);
         let heads_keys: &[&str] = if own {
@@ -259,7 +265,7 @@ impl Build<'_> {
         if !conf.is(&["falcon_h1"]) || conf.on("mamba_rms_norm") {
             self.plain(&format!("{at}.norm.weight"), &[inner], 1);
         }
-        self.linear(&format!("{at}.out_proj"), hidden, inner, bias);
+        self.linear(&format!("{at}.out_proj"), hidden, inner, out_bias);
         let keeps = Keeps::State {
             conv: channels * kernel.saturating_sub(1),
             recurrent: heads * width * state,
