@@ -59,7 +59,9 @@ pub(super) fn cells(args: &[String]) -> Option<CacheBits> {
     }
     let (keys, values) = (keys.unwrap_or(CacheBits::HALF), values.unwrap_or(CacheBits::HALF));
     // A key is as wide as a value.
-    Some(CacheBits(u32::midpoint(keys.0, values.0), u32::midpoint(keys.1, values.1), 0))
+    let (each, sixteen) =
+        (u32::midpoint(keys.each, values.each), u32::midpoint(keys.sixteen, values.sixteen));
+    Some(CacheBits { each, sixteen, ..CacheBits::HALF })
 }
 
 /// Options that change how much memory an engine takes in a way that is not foreseen here.

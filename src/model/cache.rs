@@ -71,13 +71,14 @@ impl Keeps {
                 let heads = u64::from(kv_heads).checked_div(tensor.max(1)).unwrap_or(0).max(1);
                 let heads = if kv_heads == 0 { 0 } else { heads };
                 let values = heads * (u64::from(key) + u64::from(value));
-                Some(bits.bytes(values) + 2 * heads * u64::from(bits.2))
+                Some(bits.bytes(values) + 2 * heads * u64::from(bits.beside))
             }
             Self::Latent { width, rotary, index, sparse } => {
                 let (width, rotary) = (u64::from(width), u64::from(rotary));
-                let vector = if (sparse || index > 0) && bits.0 <= 8 {
+                let vector = if bits.laid_out || (sparse || index > 0) && bits.each <= 8 {
                     // `fp8_ds_mla`: 8-bit values, four 32-bit scales, the rotary part in 16 bits.
-                    (width - rotary) + (width - rotary).div_ceil(128) * 4 + rotary * 2
+                    let plain = width.saturating_sub(rotary);
+                    plain + plain.div_ceil(128) * 4 + rotary * 2
                 } else {
                     bits.bytes(width)
                 };
@@ -140,39 +141,50 @@ impl Keeps {
     }
 }
 
-/// How cached values are stored: bits of one, those of 16 with their blocks' scales (llama.cpp's
-/// `q8_0` has 8.5 bits a value), and bytes beside each head's key and value (vLLM's `…_per_token_head` have a scale of
-/// 32 bits there, `v1/kv_cache_interface.py`, `AttentionSpec.unpadded_page_size_bytes`).
+/// How cached values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheBits(pub u32, pub u32, pub u32);
+pub struct CacheBits {
+    /// Bits of a value.
+    pub each: u32,
+    /// Bits of 16 of them with their blocks' scales (llama.cpp's `q8_0` has 8.5 bits a value).
+    pub sixteen: u32,
+    /// Bytes beside each head's key and value: a scale of 32 bits with vLLM's `…_per_token_head`
+    /// (`v1/kv_cache_interface.py`, `AttentionSpec.unpadded_page_size_bytes`).
+    pub beside: u32,
+    /// Latent vectors are laid out as for sparse attention, whatever theirs is (`MLAAttentionSpec.real_page_size_bytes`).
+    pub laid_out: bool,
+}
 
 impl CacheBits {
     /// Half precision.
-    pub const HALF: Self = Self(16, 256, 0);
+    pub const HALF: Self = Self::of(16, 256);
+
+    const fn of(each: u32, sixteen: u32) -> Self {
+        Self { each, sixteen, beside: 0, laid_out: false }
+    }
 
     /// The type of this name; none if unknown. `auto` is none as well: it follows the model.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "f16" | "bf16" | "fp16" | "bfloat16" | "float16" | "half" => Self::HALF,
-            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "fp8_ds_mla" | "int8" | "fp8_inc" | "f8" => {
-                Self(8, 128, 0)
-            }
-            "int8_per_token_head" | "fp8_per_token_head" => Self(8, 128, 4),
-            "int4_per_token_head" => Self(4, 64, 4),
-            "f32" | "fp32" | "float32" => Self(32, 512, 0),
-            "q8_0" => Self(8, 136, 0),
-            "q5_0" => Self(5, 88, 0),
-            "q5_1" => Self(5, 96, 0),
-            "q4_0" | "iq4_nl" => Self(4, 72, 0),
-            "q4_1" => Self(4, 80, 0),
-            "nvfp4" | "fp4_e2m1" | "fp4" => Self(4, 72, 0),
+            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "int8" | "fp8_inc" | "f8" => Self::of(8, 128),
+            "fp8_ds_mla" => Self { laid_out: true, ..Self::of(8, 128) },
+            "int8_per_token_head" | "fp8_per_token_head" => Self { beside: 4, ..Self::of(8, 128) },
+            "int4_per_token_head" => Self { beside: 4, ..Self::of(4, 64) },
+            "f32" | "fp32" | "float32" => Self::of(32, 512),
+            "q8_0" => Self::of(8, 136),
+            "q5_0" => Self::of(5, 88),
+            "q5_1" => Self::of(5, 96),
+            "q4_0" | "iq4_nl" => Self::of(4, 72),
+            "q4_1" => Self::of(4, 80),
+            "nvfp4" | "fp4_e2m1" | "fp4" => Self::of(4, 72),
             _ => return None,
         })
     }
 
     /// Bytes of so many values.
     pub fn bytes(self, values: u64) -> u64 {
-        values.saturating_mul(u64::from(self.1)).div_ceil(128)
+        values.saturating_mul(u64::from(self.sixteen)).div_ceil(128)
     }
 }
 
@@ -191,7 +203,17 @@ mod tests {
         assert_eq!(token("int8_per_token_head", 1), 2_048 + 2 * 8 * 4);
         assert_eq!(token("FP8_per_token_head", 1), 2_048 + 2 * 8 * 4);
         assert_eq!(token("int4_per_token_head", 1), 1_024 + 2 * 8 * 4);
-        // Half a head is a whole one.
+        // `DeepSeek` V3: 512 values of 8 bits, four scales, 64 values of 16 bits.
+        let latent = Keeps::Latent { width: 576, rotary: 64, index: 0, sparse: false };
+        let token = |name: &str| latent.per_token(8, CacheBits::named(name).unwrap()).unwrap();
+        assert_eq!((token("fp8"), token("fp8_ds_mla")), (576, 656));
+    }
+
+    #[test]
+    fn half_a_head_is_a_whole_one() {
+        let keeps = Keeps::Attention { kv_heads: 8, key: 128, value: 128, window: None };
+        let token =
+            |name: &str, tensor| keeps.per_token(tensor, CacheBits::named(name).unwrap()).unwrap();
         assert_eq!(token("int8_per_token_head", 16), 256 + 2 * 4);
     }
 }

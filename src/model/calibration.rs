@@ -178,7 +178,7 @@ impl Correction {
             division: (setup.tensor, setup.pipeline, setup.data, setup.expert),
             context,
             share: setup.share_per_mille(),
-            cache_bits: setup.cache.map(|bits| bits.0),
+            cache_bits: setup.cache.map(|bits| bits.each),
             requests: setup.requests,
             batch: setup.batch,
             eager: setup.eager,

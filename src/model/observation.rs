@@ -220,7 +220,7 @@ impl Observation {
             batch: setup.batch,
             eager: setup.eager,
             share: setup.share_per_mille(),
-            cache_bits: setup.cache.map(|bits| bits.0),
+            cache_bits: setup.cache.map(|bits| bits.each),
             weights: pair(Some(heaviest.weights.value), bytes(loaded.weights)),
             cache: pair(cache, bytes(taken)),
             tokens: pair(given.map(|b| b.value), loaded.tokens.filter(|_| !cells)),
