@@ -123,7 +123,7 @@ fn an_undo_that_does_not_know_how_releases_ended_says_where_that_is() {
     deck.run("apply chat --wait --timeout 60s").expect_success();
     deck.write("services/chat.toml", &format!("{COMMAND}env = {{ A = \"b\" }}\n"));
     deck.run("apply chat --accept-outage --wait --timeout 60s").expect_success();
-    deck.run("controller stop").expect_success();
+    // A controller that begins would note again what its journal knows.
     let repo = git2::Repository::open(deck.person.deck()).unwrap();
     repo.find_reference("refs/notes/gpudeck").unwrap().delete().unwrap();
     deck.refused(
