@@ -157,7 +157,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
 }
 
 impl Build<'_> {
-    /// GLM 4.6 and later, which are told from 4.5 by their context alone.
+    /// GLM 4.6, which is told from 4.5 by its context alone.
     fn is_glm_46(&self) -> bool {
         self.conf.is(&["glm4_moe"])
             && self.conf.stated(&["max_position_embeddings"]) == Some(202_752)
@@ -171,7 +171,11 @@ impl Build<'_> {
         let bytes = each.saturating_mul(2).saturating_mul(count);
         let all = tensors::total(&self.tensors);
         let share = tensors::mul_div(bytes, 1_000, all).saturating_add(1).min(1_000);
-        let spread = if self.is_glm_46() { (0, share) } else { (share, 0) };
+        // No rank loads them: only what is stored may be more.
+        let spread = if self.is_glm_46() { (0, 0) } else { (share, 0) };
+        if self.is_glm_46() {
+            self.besides = self.besides.saturating_add(bytes);
+        }
         let why =
             "whether its layer for speculation has an embedding and a head of its own is not known";
         self.doubt_by(Certainty::Close, spread, why);

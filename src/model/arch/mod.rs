@@ -110,6 +110,8 @@ struct Build<'a> {
     spread: (u64, u64),
     cache_spread: Option<(u64, u64)>,
     notes: Vec<String>,
+    /// Bytes that files may hold besides, and that no rank loads.
+    besides: u64,
     n: Numbers,
     /// Groups of Mamba-2, and values of a state in one; 0 and 0 without.
     groups: (u64, u64),
@@ -277,6 +279,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         caches: Vec::new(),
         certainty: Certainty::Exact,
         spread: (0, 0),
+        besides: 0,
         cache_spread: None,
         notes: Vec::new(),
         n,
@@ -418,7 +421,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         tied,
         certainty: build.certainty,
         spread: build.spread,
-        unloaded,
+        unloaded: unloaded.saturating_add(build.besides),
         family,
         cache_spread: build.cache_spread,
         notes: build.notes,

@@ -92,7 +92,8 @@ impl<'a> Loads<'a> {
     fn add(&mut self, tensor: &tensors::Tensor, ranks: Ranks, tile: Tile) {
         let (facts, rules, layout) = (self.facts, &self.setup.rules, &self.facts.layout);
         let place = tensors::place(&tensor.name, layout.layers);
-        self.has_head |= place == Place::Head;
+        // Beside a shared weight there may be a bias of the head's own.
+        self.has_head |= place == Place::Head && !tensor.name.ends_with(".bias");
         if place == Place::Draft {
             return;
         }

@@ -32,7 +32,17 @@ pub(super) fn complete(top: &mut Map<String, Value>) -> Result<(), HeaderError> 
             let width = width(top, 1.0)?;
             top.insert("intermediate_size".to_owned(), width.into());
         }
-        top.entry("model_type").or_insert_with(|| "llama".into());
+        let cross = top.get("vision_num_cross_attention_layers").and_then(whole).unwrap_or(0);
+        // What its tower and the layers beside `n_layers` are like is not written there: a guess.
+        let family = if cross > 0 { "llama_with_sight" } else { "llama" };
+        top.entry("model_type").or_insert_with(|| family.into());
+        let number = |key: &str| top.get(key).and_then(whole).unwrap_or(0);
+        // Llama 3.2's small ones share the embedding, of which their files say nothing.
+        let is_small =
+            number("vocab_size") == 128_256 && (1..=3_072).contains(&number("hidden_size"));
+        if cross == 0 && is_small {
+            top.entry("tie_word_embeddings").or_insert(Value::Bool(true));
+        }
         return Ok(());
     };
     let number = |key: &str| experts.get(key).and_then(whole);
@@ -105,7 +115,7 @@ mod tests {
         "multiple_of":2048,"ffn_dim_multiplier":1.2,"ffn_exp":4.0,"use_qk_norm":true,"moe_args":{"num_experts":16,
         "capacity_factor":1.0,"auto_scale_F":true,"interleave_moe_layer_step":1}"#;
 
-    /// Llama 2 7B and 70B, Llama 3 8B and the language model of Llama 4 Scout, as their indexes state them.
+    /// Llama 3.2 1B, Llama 2 7B and 70B, Llama 3 8B and the language model of Llama 4 Scout, as their indexes state them.
     #[test]
     fn widths_follow_from_a_multiple_and_a_factor() {
         let seven = r#"{"dim":4096,"multiple_of":256,"n_heads":32,"n_layers":32,"norm_eps":1e-05,"vocab_size":-1}"#;
@@ -113,7 +123,10 @@ mod tests {
             "n_layers":80,"norm_eps":1e-05,"vocab_size":32000}"#;
         let eight = r#"{"dim":4096,"n_layers":32,"n_heads":32,"n_kv_heads":8,"vocab_size":128256,
             "multiple_of":1024,"ffn_dim_multiplier":1.3,"norm_eps":1e-05,"rope_theta":500000.0}"#;
+        let one = r#"{"dim":2048,"ffn_dim_multiplier":1.5,"multiple_of":256,"n_heads":32,"n_kv_heads":8,
+            "n_layers":16,"norm_eps":1e-05,"rope_theta":500000.0,"use_scaled_rope":true,"vocab_size":128256}"#;
         for (json, bytes) in [
+            (one, 2_471_628_800),
             (seven, 13_476_831_232),
             (seventy, 137_953_296_384),
             (eight, 16_060_522_496),
@@ -140,6 +153,9 @@ mod tests {
         let packed =
             r#","multiple_of":1024,"ffn_dim_multiplier":1.3,"quantization_args":{"group_size":32}"#;
         assert_eq!(drawn(&eight(packed)).certainty, Certainty::Guess);
+        let sees =
+            r#","multiple_of":1024,"ffn_dim_multiplier":1.3,"vision_num_cross_attention_layers":8"#;
+        assert_eq!(drawn(&eight(sees)).certainty, Certainty::Guess);
         // Neither Mistral's width nor what Meta's follows from.
         assert_eq!(drawn(&eight("")).certainty, Certainty::Guess);
         for (more, named) in [

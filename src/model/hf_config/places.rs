@@ -23,7 +23,13 @@ pub(super) const CONTEXT_KEYS: [&str; 7] = [
 /// had for it first; engines read it where there is no `quantization_config` (vLLM `model_loader/weight_utils.py`,
 /// `get_quant_config`).
 pub(super) fn quantisation<'a>(places: &[&'a Map<String, Value>]) -> Option<&'a Value> {
-    let says = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false));
+    let says = |value: &&Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        // A key that was cleared.
+        Value::String(word) => !word.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => true,
+    };
     ["quantization_config", "compression_config"]
         .iter()
         .find_map(|key| places.iter().find_map(|place| place.get(*key).filter(says)))

@@ -166,7 +166,9 @@ impl Inspection {
             // What was estimated of the tensors does not matter: they are here.
             facts.certainty = blueprint.family;
             let expected = tensors::total(&blueprint.tensors);
-            if blueprint.certainty == Certainty::Exact && facts.weight_bytes.0 < expected / 2 {
+            let at_least = 1_000u64.saturating_sub(blueprint.spread.0);
+            let at_least = tensors::mul_div(expected, at_least, 2_000);
+            if blueprint.certainty != Certainty::Guess && facts.weight_bytes.0 < at_least {
                 facts.certainty = Certainty::Guess;
                 facts.notes.push(format!(
                     "its files hold {}, and config.json describes a model of {}: a part is missing, or they are not of one model",
