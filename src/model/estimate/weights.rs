@@ -93,7 +93,8 @@ impl<'a> Loads<'a> {
         let (facts, rules, layout) = (self.facts, &self.setup.rules, &self.facts.layout);
         let place = tensors::place(&tensor.name, layout.layers);
         // Beside a shared weight there may be a bias of the head's own.
-        self.has_head |= place == Place::Head && !tensor.name.ends_with(".bias");
+        let is_bias = tensor.name.rsplit('.').next() == Some("bias");
+        self.has_head |= place == Place::Head && !is_bias;
         if place == Place::Draft {
             return;
         }
