@@ -324,13 +324,7 @@ mod tests {
         let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
         let release = crate::controller::saved::tests::release(deck, &service);
         let mut state = ServiceState::new(service);
-        let begun = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: RolloutKind::Apply,
-            by: "ada".to_owned(),
-            limits: LimitRule::default(),
-            of_group: None,
-        };
+        let begun = crate::controller::saved::tests::requested(release);
         step(&mut state, &Event { at: Timestamp(1_000), kind: begun });
         let mut tell = |at: u64, event: &str| {
             let event: Event =

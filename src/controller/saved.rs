@@ -446,7 +446,18 @@ pub async fn read_all(
 pub(super) mod tests {
     use super::*;
     use crate::base::ReleaseNumber;
-    use crate::rollout::{Release, Shared};
+    use crate::rollout::{EventKind, LimitRule, Release, RolloutKind, Shared};
+
+    /// That ada asked for a release.
+    pub(in crate::controller) fn requested(release: Release) -> EventKind {
+        EventKind::RolloutRequested {
+            release: Box::new(release),
+            kind: RolloutKind::Apply,
+            by: "ada".to_owned(),
+            limits: LimitRule::default(),
+            of_group: None,
+        }
+    }
 
     pub(in crate::controller) fn release(deck: DeckId, service: &ServiceName) -> Release {
         Release {

@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_change_that_is_on_its_way_does_not_wait() {
-        use crate::rollout::{Event, EventKind, LimitRule, QueuedRollout, RolloutKind, step};
+        use crate::rollout::{Event, EventKind, QueuedRollout, RolloutKind, step};
         let service: ServiceName = "chat".parse().unwrap();
         let release = crate::controller::saved::tests::release(
             crate::base::DeckId(uuid::Uuid::from_u128(1)),
@@ -302,13 +302,7 @@ mod tests {
         let mut state = ServiceState::new(service);
         assert!(waits(&state, Some(&written), false), "nothing serves");
         assert!(!waits(&state, Some(&written), true), "what serves is known elsewhere");
-        let kind = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: RolloutKind::Apply,
-            by: "ada".to_owned(),
-            limits: LimitRule::default(),
-            of_group: None,
-        };
+        let kind = crate::controller::saved::tests::requested(release);
         assert_eq!(wanted(&state), 0, "nothing is served");
         step(&mut state, &Event { at: Timestamp(1), kind });
         assert_eq!(wanted(&state), written.replicas.get(), "it comes for the first time");

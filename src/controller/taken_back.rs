@@ -69,7 +69,7 @@ fn word(outcome: &Outcome) -> Option<(&'static str, &str)> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::rollout::{Event, EventKind, LimitRule, RolloutKind, step};
+    use crate::rollout::{Event, step};
 
     #[test]
     fn a_spec_is_known_again_once_it_was_taken_back() {
@@ -80,13 +80,7 @@ mod tests {
         let mut edited = written.clone();
         edited.context = Some(1_024);
         let mut state = ServiceState::new(service);
-        let kind = EventKind::RolloutRequested {
-            release: Box::new(release),
-            kind: RolloutKind::Apply,
-            by: "ada".to_owned(),
-            limits: LimitRule::default(),
-            of_group: None,
-        };
+        let kind = crate::controller::saved::tests::requested(release);
         step(&mut state, &Event { at: Timestamp(1), kind });
         assert_eq!(last(&state, &written), None, "it is on its way");
         let ended = |outcome| {

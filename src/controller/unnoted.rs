@@ -416,7 +416,7 @@ fn serves_nothing(state: &ServiceState) -> bool {
 mod tests {
     use super::*;
     use crate::base::DeckId;
-    use crate::rollout::{Event, EventKind, LimitRule, Release, RolloutKind, step};
+    use crate::rollout::{Event, EventKind, Release, step};
 
     /// The release before the last one is in no service's state any more.
     #[test]
@@ -431,13 +431,7 @@ mod tests {
         };
         for number in 1..=3 {
             let release = Release { number: ReleaseNumber(number), ..made.clone() };
-            let begun = EventKind::RolloutRequested {
-                release: Box::new(release),
-                kind: RolloutKind::Apply,
-                by: "ada".to_owned(),
-                limits: LimitRule::default(),
-                of_group: None,
-            };
+            let begun = crate::controller::saved::tests::requested(release);
             let mut at = number * 1_000_000;
             tell(&mut state, &mut ended, at, begun);
             let reason = Some(format!("no {number}"));

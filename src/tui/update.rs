@@ -77,7 +77,10 @@ pub fn update(state: &mut State, message: Message) -> Vec<Effect> {
 
 fn started(state: &mut State, result: Result<(), ApiError>) -> Vec<Effect> {
     state.starting = false;
-    let Err(error) = result else { return vec![Effect::Resync] };
+    let Err(error) = result else {
+        state.say(Severity::Info, "a controller was started");
+        return vec![Effect::Resync];
+    };
     let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
     let words = format!("no controller was started: {}{hint}", error.message);
     state.say(Severity::Error, crate::api::text::clean(&words, 300));
