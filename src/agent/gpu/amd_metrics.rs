@@ -20,6 +20,9 @@ const LINKS: usize = 8;
 /// Clocks that were lowered for at least this part of the time between two tables are lowered.
 const PART: u64 = 10;
 
+/// Over fewer ticks than this a part of the time says nothing: one tick would be a tenth of ten.
+const LEAST_TICKS: u32 = 50;
+
 /// Where a revision has what; bytes from the table's beginning.
 #[derive(Clone, Copy, Debug, Default)]
 struct Layout {
@@ -171,6 +174,8 @@ fn names(bits: u64) -> Vec<SmolStr> {
 #[derive(Debug, Default)]
 pub struct Tables {
     before: Option<(Instant, Metrics)>,
+    /// What the reasons are reckoned from.
+    slowed: Option<Slowed>,
     reasons: Option<Vec<SmolStr>>,
 }
 
@@ -182,8 +187,9 @@ impl Tables {
             return;
         };
         let before = self.before.replace((now, table));
-        let was = before.as_ref().map(|(_, table)| table.slowed);
-        self.reasons = reasons(was, table.slowed, self.reasons.take());
+        if !self.slowed.is_some_and(|was| is_too_soon(was, table.slowed)) {
+            self.reasons = reasons(self.slowed.replace(table.slowed), table.slowed);
+        }
         gpu.throttle_reasons.clone_from(&self.reasons);
         gpu.nvlink.active = table.links;
         if !traffic {
@@ -202,8 +208,18 @@ impl Tables {
     }
 }
 
-/// Why clocks are lowered, from two tables after each other and what was known before.
-fn reasons(was: Option<Slowed>, is: Slowed, known: Option<Vec<SmolStr>>) -> Option<Vec<SmolStr>> {
+/// Too little time is between two tables to say anything; none, where the driver answers from the one that it gave before.
+fn is_too_soon(was: Slowed, is: Slowed) -> bool {
+    match (was, is) {
+        (Slowed::Since { counter: was, .. }, Slowed::Since { counter: is, .. }) => {
+            is.wrapping_sub(was) < LEAST_TICKS
+        }
+        _ => false,
+    }
+}
+
+/// Why clocks are lowered, from two tables after each other.
+fn reasons(was: Option<Slowed>, is: Slowed) -> Option<Vec<SmolStr>> {
     let (counter, of) = match is {
         Slowed::Untold => return None,
         Slowed::Now(bits) => return Some(names(bits)),
@@ -211,10 +227,6 @@ fn reasons(was: Option<Slowed>, is: Slowed, known: Option<Vec<SmolStr>>) -> Opti
     };
     let Some(Slowed::Since { counter: counter_was, of: of_was }) = was else { return None };
     let ticks = u64::from(counter.wrapping_sub(counter_was));
-    if ticks == 0 {
-        // The driver answers from the table that it gave before.
-        return known;
-    }
     if ticks > u64::from(u32::MAX / 2) {
         // Back, not on: it counts anew after a reset.
         return None;
@@ -335,6 +347,12 @@ mod tests {
         assert_eq!(gpu.nvlink.tx_bytes_per_s, Some(14 * 1_000_000 * 1_024));
         assert_eq!(words(&shown(&[&first, &second, &second])), Some(vec!["sw_power_cap"]));
         assert_eq!(words(&shown(&[&first, &second, &third])), Some(Vec::new()));
+        // A look that comes right after another one says nothing new, and is not what the next one is reckoned from.
+        let mut soon = first.clone();
+        put(&mut soon, 40, &(u32::MAX - 1_490).to_le_bytes());
+        put(&mut soon, 48, &15_u32.to_le_bytes());
+        assert_eq!(words(&shown(&[&first, &soon])), None);
+        assert_eq!(words(&shown(&[&first, &soon, &second])), Some(vec!["sw_power_cap"]));
         // After a reset everything counts anew, and a table that cannot be read says nothing.
         assert_eq!(words(&shown(&[&third, &first])), None);
         assert_eq!(words(&shown(&[&first, &[], &second])), None);
