@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::time::Duration;
 
 use common::{Gpudeck, Traces};
@@ -39,22 +39,51 @@ fn apply(person: &Gpudeck) -> common::Finished {
     person.run(["apply", "chat", "--yes", "--wait", "--timeout", "60s"], DEADLINE)
 }
 
+/// A socket that has the port and does not listen.
+fn bound(port: u16) -> std::os::fd::OwnedFd {
+    use rustix::net::{AddressFamily, SocketType, bind, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    socket
+}
+
 fn end(person: &Gpudeck) {
     person.run(["stop", "chat", "--yes"], DEADLINE).expect_success();
     person.run(["controller", "stop"], DEADLINE).expect_success();
 }
 
+fn port_of_the_engine(person: &Gpudeck) -> Value {
+    let status = person.run(["status", "chat", "--output", "json"], DEADLINE);
+    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    status["replicas"][0]["ranks"][0]["port"].clone()
+}
+
 #[test]
-fn a_port_at_which_something_else_listens_is_left_out_the_next_time() {
+fn a_port_at_which_something_else_listens_is_given_to_no_engine() {
     let (person, _traces, first) = begin("");
-    let _foreign = TcpListener::bind(("0.0.0.0", first)).unwrap();
+    let foreign = TcpListener::bind(("0.0.0.0", first)).unwrap();
+    apply(&person).expect_success();
+    assert_eq!(port_of_the_engine(&person), first + 1);
+    // Its owner has gone: the port is there again for the next one.
+    drop(foreign);
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(spec, SPEC.replace("50ms", "60ms")).unwrap();
+    apply(&person).expect_success();
+    assert_eq!(port_of_the_engine(&person), first);
+    end(&person);
+}
+
+#[test]
+fn a_port_that_is_taken_after_the_plan_is_left_out_the_next_time() {
+    let (person, _traces, first) = begin("");
+    // It stands in no table of the kernel until somebody listens there: a plan cannot know of it.
+    let foreign = bound(first);
     let refused = apply(&person);
     assert_ne!(refused.code(), Some(0), "{refused:#?}");
     assert!(format!("{refused:?}").contains("in use"), "{refused:#?}");
     apply(&person).expect_success();
-    let status = person.run(["status", "chat", "--output", "json"], DEADLINE);
-    let status: Value = serde_json::from_str(&status.stdout).unwrap();
-    assert_eq!(status["replicas"][0]["ranks"][0]["port"], first + 1, "{status:#}");
+    assert_eq!(port_of_the_engine(&person), first + 1);
+    drop(foreign);
     end(&person);
 }
 

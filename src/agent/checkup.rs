@@ -75,6 +75,7 @@ pub async fn check_up(
         disk_write_bytes_per_s,
         disk_trouble,
         programs,
+        listening: blocking(|| Ok(ports::listening())).await?,
         logout: blocking(|| Ok(logout::look())).await?,
         ssh_notes: Vec::new(),
     })

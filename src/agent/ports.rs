@@ -1,5 +1,6 @@
 //! Whether a TCP port is free, and who listens there.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,11 +16,8 @@ use crate::wire::Refusal;
 pub fn check_free(port: u16) -> Result<(), Refusal> {
     match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let sockets: Vec<Socket> = ["/proc/net/tcp", "/proc/net/tcp6"]
-                .iter()
-                .filter_map(|path| fs::read_to_string(path).ok())
-                .flat_map(|table| sockets_on(&table, port))
-                .collect();
+            let sockets: Vec<Socket> =
+                tables().iter().flat_map(|table| sockets_on(table, port)).collect();
             if !sockets.is_empty() && sockets.iter().all(|s| !s.listens) {
                 return Err(Refusal::PortLingers { port });
             }
@@ -28,6 +26,21 @@ pub fn check_free(port: u16) -> Result<(), Refusal> {
         // A privileged port may not be ours to try; the engine will say so itself.
         _ => Ok(()),
     }
+}
+
+/// Most ports that [`listening`] names, the lowest.
+const MAX_LISTENING: usize = 8192;
+
+/// The TCP ports on which something listens, whoever it is, in their order.
+pub fn listening() -> Vec<u16> {
+    let ports: BTreeSet<u16> = tables().iter().flat_map(|table| listeners(table)).collect();
+    ports.into_iter().take(MAX_LISTENING).collect()
+}
+
+/// `/proc/net/tcp` and its twin, as far as they can be read.
+fn tables() -> Vec<String> {
+    let paths = ["/proc/net/tcp", "/proc/net/tcp6"];
+    paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect()
 }
 
 /// A TCP socket whose near end is the port.
@@ -52,17 +65,27 @@ fn holder(sockets: &[Socket]) -> Option<String> {
 
 /// The sockets on `port`, from `/proc/net/tcp` (proc(5)); those in `TIME_WAIT` are among them.
 fn sockets_on(table: &str, port: u16) -> Vec<Socket> {
+    sockets(table).filter(|(at, _)| *at == port).map(|(_, socket)| socket).collect()
+}
+
+/// The ports on which a socket of the table listens.
+fn listeners(table: &str) -> impl Iterator<Item = u16> {
+    sockets(table).filter(|(_, socket)| socket.listens).map(|(port, _)| port)
+}
+
+/// The sockets of `/proc/net/tcp` (proc(5)), with the port of their near end.
+fn sockets(table: &str) -> impl Iterator<Item = (u16, Socket)> {
     const LISTEN: &str = "0A";
-    let read = |line: &str| -> Option<Socket> {
+    let read = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let local = fields.nth(1)?;
         let state = fields.nth(1)?;
         let inode = fields.nth(5)?.parse().ok()?;
         let (_, hex) = local.rsplit_once(':')?;
-        let listens = state == LISTEN;
-        (u16::from_str_radix(hex, 16).ok()? == port).then_some(Socket { listens, inode })
+        let port = u16::from_str_radix(hex, 16).ok()?;
+        Some((port, Socket { listens: state == LISTEN, inode }))
     };
-    table.lines().skip(1).filter_map(read).collect()
+    table.lines().skip(1).filter_map(read)
 }
 
 #[cfg(test)]
@@ -82,6 +105,15 @@ mod tests {
         assert!(holder.as_ref().is_some_and(|h| h.starts_with(&expected)), "{holder:?}");
         drop(listener);
         assert_eq!(check_free(port), Ok(()));
+    }
+
+    #[test]
+    fn names_the_ports_at_which_something_listens() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listening().contains(&port));
+        drop(listener);
+        assert!(!listening().contains(&port));
     }
 
     /// What took an engine's port in a suite of tests: the kernel gives such ports to whoever connects, and
@@ -110,5 +142,6 @@ mod tests {
             [Socket { listens: true, inode: 12345 }, Socket { listens: false, inode: 777 }]
         );
         assert!(sockets_on(table, 8081).is_empty());
+        assert_eq!(listeners(table).collect::<Vec<_>>(), [8080]);
     }
 }

@@ -6,7 +6,7 @@ mod input;
 mod intents;
 mod show;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +98,9 @@ pub struct Core {
     /// What the next one of them waits for, as it was told.
     pub(super) group_waits: Option<String>,
     /// Engine ports that a start found taken by something that is none of ours.
-    pub(super) foreign_ports: std::collections::BTreeSet<(HostName, u16)>,
+    pub(super) foreign_ports: BTreeSet<(HostName, u16)>,
+    /// TCP ports on which hosts were seen to listen when a plan last asked, of whatever program.
+    pub(super) listening_ports: BTreeMap<HostName, BTreeSet<u16>>,
     /// Ranks that no release wants, and which hosts are being looked at for them.
     pub(super) strays: super::strays::Strays,
     pub(super) stray_looks: Turns<HostName>,

@@ -223,6 +223,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         group_waits: None,
         beginnings: super::begin::Beginnings::default(),
         foreign_ports: std::collections::BTreeSet::new(),
+        listening_ports: std::collections::BTreeMap::new(),
         strays: super::strays::Strays::default(),
         stray_looks: super::turns::Turns::default(),
         queue_asking: super::turns::Turns::default(),

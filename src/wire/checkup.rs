@@ -23,6 +23,9 @@ pub struct Checkup {
     /// The programs asked about, in their order.
     #[serde(default)]
     pub programs: Vec<ProgramFound>,
+    /// TCP ports on which something listens, whoever it is, in their order (the lowest 8,192).
+    #[serde(default)]
+    pub listening: Vec<u16>,
     /// What a login manager ends with the agent's session; none: it runs in no such session.
     #[serde(default)]
     pub logout: Option<Logout>,

@@ -269,22 +269,28 @@ impl Stage {
         self.lab(&["haproxy", "h1", "start"]);
     }
 
-    /// Every TCP port from which engines could be given one, and that nobody has, is taken.
-    pub fn take_ports(&self, taken: bool) {
+    /// The first ports that engines could be given are taken by somebody who listens there, or who merely has them.
+    pub fn take_ports(&self, listens: bool) {
+        let listen = if listens { "s.listen(1); " } else { "" };
+        let python = format!(
+            "import socket, time\nkept = []\nfor p in range(21000, 21020):\n    s = socket.socket()\n    \
+             try:\n        s.bind((\"0.0.0.0\", p)); {listen}kept.append(s)\n    \
+             except OSError: s.close()\nopen(\"/srv/ports-taken\", \"w\").close()\ntime.sleep(600)"
+        );
         for host in HOSTS {
-            if taken {
-                let python = "import socket, time\nkept = []\nfor p in range(21000, 21020):\n    s = socket.socket()\n    \
-                              try:\n        s.bind((\"0.0.0.0\", p)); s.listen(1); kept.append(s)\n    \
-                              except OSError: s.close()\nopen(\"/srv/ports-taken\", \"w\").close()\ntime.sleep(600)";
-                let script = format!(
-                    "rm -f /srv/ports-taken; setsid python3 -c '{python}' >/dev/null 2>&1 </dev/null &"
-                );
-                self.inside(host, &script);
-                let mark = self.operator.lab.disk(host, "/srv/ports-taken");
-                wait_until("the ports to be taken", Duration::from_secs(10), || mark.exists());
-            } else {
-                self.signal(host, "KILL", "python3*ports-taken*");
-            }
+            let script = format!(
+                "rm -f /srv/ports-taken; setsid python3 -c '{python}' >/dev/null 2>&1 </dev/null &"
+            );
+            self.inside(host, &script);
+            let mark = self.operator.lab.disk(host, "/srv/ports-taken");
+            wait_until("the ports to be taken", Duration::from_secs(10), || mark.exists());
+        }
+    }
+
+    /// Who has the ports ends.
+    pub fn give_ports_back(&self) {
+        for host in HOSTS {
+            self.signal(host, "KILL", "python3*ports-taken*");
         }
     }
 

@@ -250,9 +250,11 @@ impl<'a> PortGiver<'a> {
         address: &str,
     ) -> Result<u16, ApiError> {
         let first = world::first_port(&self.core.deck, host);
+        let listening = self.core.listening_ports.get(host);
         let port = (first..first.saturating_add(999))
             .find(|port| {
-                let is_foreign = self.core.foreign_ports.contains(&(host.clone(), *port));
+                let is_foreign = self.core.foreign_ports.contains(&(host.clone(), *port))
+                    || listening.is_some_and(|listening| listening.contains(port));
                 let is_stray = self.core.strays.hold(host, *port);
                 !is_foreign && !is_stray && !self.used.contains(&(address.to_owned(), *port))
             })

@@ -1,5 +1,6 @@
 //! What a service needs of its hosts besides the model's files, looked for before anything is touched.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::wire::{Checkup, ProgramSought, Refusal, Reply, Request};
 /// How long a plan waits for a host's word. Who says nothing may have all of it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Looks on each host for the engine's program or the container engine, and for the file of its key. A host that
-/// says that it lacks one is not placed on.
+/// Looks on each host for the engine's program or the container engine, and for the file of its key; a host that
+/// says that it lacks one is not placed on. And for the ports at which something listens: no engine is given one of them.
 pub async fn look_for(means: &Arc<Means>, draft: &mut Draft, hosts: Vec<HostName>) {
     let spec = &draft.spec;
     let sought = Sought {
@@ -23,9 +24,6 @@ pub async fn look_for(means: &Arc<Means>, draft: &mut Draft, hosts: Vec<HostName
         container_engine: asks_container_engine(spec),
         key_file: spec.api_key_file.clone(),
     };
-    if sought == Sought::default() {
-        return;
-    }
     let named = &spec.placement.hosts;
     let hosts = hosts.into_iter().filter(|host| {
         !draft.lacking.contains_key(host) && (named.is_empty() || named.contains(host))
@@ -38,7 +36,11 @@ pub async fn look_for(means: &Arc<Means>, draft: &mut Draft, hosts: Vec<HostName
             Some((host, found.ok()?))
         })
     });
+    let mut listening = BTreeMap::new();
     for (host, found) in futures::future::join_all(looks).await.into_iter().flatten() {
+        if let Some(ports) = found.listening {
+            listening.insert(host.clone(), ports);
+        }
         if found.has_container_engine {
             draft.with_container_engine.insert(host.clone());
         }
@@ -46,6 +48,8 @@ pub async fn look_for(means: &Arc<Means>, draft: &mut Draft, hosts: Vec<HostName
             draft.lacking.insert(host, why);
         }
     }
+    // Before the plan, which is made of the same inputs in their order. If the loop is ending there is none.
+    let _ = means.ask(move |core| core.listening_ports.extend(listening)).await;
 }
 
 /// What a host is asked for.
@@ -62,6 +66,8 @@ struct Found {
     has_container_engine: bool,
     /// Why it cannot run an engine of the service; none: nothing speaks against it.
     lacks: Option<String>,
+    /// Where something listens; none: nothing is known of that.
+    listening: Option<BTreeSet<u16>>,
 }
 
 /// Whether containers of the service are started by the engine that agents look for.
@@ -91,12 +97,10 @@ fn program_sought(spec: &ServiceSpec) -> Option<ProgramSought> {
 
 async fn look(link: &dyn HostLink, sought: Sought) -> Found {
     let mut found = Found::default();
-    if sought.program.is_some() || sought.container_engine {
-        let programs = sought.program.clone().into_iter().collect();
-        let request = Request::CheckUp { reach: Vec::new(), disk_bytes: None, programs };
-        if let Ok(Reply::CheckUp(checkup)) = link.request(request).await {
-            found = read(&sought, &checkup);
-        }
+    let programs = sought.program.clone().into_iter().collect();
+    let request = Request::CheckUp { reach: Vec::new(), disk_bytes: None, programs };
+    if let Ok(Reply::CheckUp(checkup)) = link.request(request).await {
+        found = read(&sought, &checkup);
     }
     if found.lacks.is_none()
         && let Some(path) = sought.key_file
@@ -108,7 +112,8 @@ async fn look(link: &dyn HostLink, sought: Sought) -> Found {
 
 /// What a check-up says of what was sought.
 fn read(sought: &Sought, checkup: &Checkup) -> Found {
-    let mut found = Found::default();
+    let listening = Some(checkup.listening.iter().copied().collect());
+    let mut found = Found { listening, ..Found::default() };
     if let Some(program) = &sought.program
         && checkup.programs.first().is_some_and(|program| program.file.is_none())
     {

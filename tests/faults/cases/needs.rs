@@ -30,7 +30,13 @@ pub fn cases() -> Vec<Case> {
         Case {
             name: "ports taken",
             before: |stage| stage.take_ports(true),
-            mend: |stage| stage.take_ports(false),
+            mend: Stage::give_ports_back,
+            ..PLAIN
+        },
+        Case {
+            name: "ports taken by who does not listen",
+            before: |stage| stage.take_ports(false),
+            mend: Stage::give_ports_back,
             end: End::RolledBack,
             why: "in use",
             ..PLAIN
