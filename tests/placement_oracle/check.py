@@ -1,6 +1,7 @@
 """What a placement is worth and whether it is allowed, from docs/placement.md alone."""
 
 import math
+from collections import Counter
 
 from worlds import REQUIREMENTS
 
@@ -91,8 +92,9 @@ class World:
         for name, s in self.services.items():
             usable = {h for h in self.hosts for shape in s["shapes"]
                       if shape_allowed(s, shape) and self.part_fits(s, shape, h)}
-            domains = {self.domain(s, h) for h in usable}
-            self.quota[name] = -(-s["replicas"] // max(1, len(domains)))
+            for kind, _ in self.spreads(s):
+                domains = {self.domain(kind, h) for h in usable}
+                self.quota[name, kind] = -(-s["replicas"] // max(1, len(domains)))
 
     def block(self, host, gpus=None):
         for g in self.hosts[host]["gpus"]:
@@ -142,9 +144,17 @@ class World:
                 return cost
         return 4
 
-    def domain(self, service, host):
+    def spreads(self, service):
+        """By which domains its replicas are spread, and how much one too many there counts."""
         spread = service.get("spread", "none")
-        return {"none": "", "host": host}.get(spread, self.hosts[host].get(spread, ""))
+        if spread in ("none", "pack"):
+            return []
+        if spread in ("rack", "zone") and service.get("one_host"):
+            return [(spread, 2), ("host", 1)]
+        return [(spread, 1)]
+
+    def domain(self, kind, host):
+        return host if kind == "host" else self.hosts[host].get(kind, "")
 
     def rack(self, host):
         return self.hosts[host].get("rack", "")
@@ -227,9 +237,9 @@ def check(world, answer):
                     tight += w.tight(service, shape, key)
                 on.setdefault(s["name"], set()).add(x["host"])
             link += w.span(ranks)
-            if service.get("spread", "none") != "none":
-                for d in {w.domain(service, x["host"]) for x in ranks}:
-                    crowded[s["name"], d] = crowded.get((s["name"], d), 0) + 1
+            for kind, factor in w.spreads(service):
+                for d in {w.domain(kind, x["host"]) for x in ranks}:
+                    crowded.setdefault((s["name"], kind, factor), Counter())[d] += 1
     for r in w.running:
         assert r["movable"] or (r["service"], r["replica"]) in stay, f"{r['service']} was moved"
     moves = sum(r["ranks_count"] for r in w.running if (r["service"], r["replica"]) not in stay)
@@ -247,7 +257,9 @@ def check(world, answer):
             in_place += r["ranks_count"]
     hole = max([len(keys - free_of) for keys in w.islands().values()] or [0])
     levels = {
-        "domains": sum(max(0, n - w.quota[s]) for (s, _), n in crowded.items()),
+        "domains": sum(factor * max(0, n - w.quota[s, kind])
+                       for (s, kind, factor), counts in crowded.items() for n in counts.values())
+        + sum(max(0, len(hosts) - 1) for s, hosts in on.items() if w.services[s].get("spread") == "pack"),
         "moves": moves,
         "link": link,
         **({"in_place": in_place} if w.outgoing else {}),

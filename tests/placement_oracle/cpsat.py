@@ -53,8 +53,9 @@ def solve(world, limit=60.0, workers=2, log=None):
                     n = len({(rank["host"], g) for g in rank["gpus"]} & set(cell))
                     if n:
                         use[rank["host"], c].append(n * b)
-            for d in {w.domain(s, x["host"]) for x in r["ranks"]}:
-                within.setdefault(d, []).append(b)
+            for kind, _ in w.spreads(s):
+                for d in {w.domain(kind, x["host"]) for x in r["ranks"]}:
+                    within.setdefault((kind, d), []).append(b)
             cost = sum(w.link(g) for g in w.groups(r["ranks"], r["shape"]["tensor"])) + w.span(r["ranks"])
             link.append(cost * b)
             tight.append(sum(w.tight(s, r["shape"], (x["host"], g)) for x in r["ranks"] for g in x["gpus"]) * b)
@@ -113,12 +114,13 @@ def solve(world, limit=60.0, workers=2, log=None):
                                 m.add(r >= p)
                         link.append(6 * (split - 1) * z + 2 * (sum(touched) - z))
                     domains = {}
-                    for h, p in parts.items():
-                        domains.setdefault(w.domain(s, h), []).append(p)
+                    for kind, _ in w.spreads(s):
+                        for h, p in parts.items():
+                            domains.setdefault((kind, w.domain(kind, h)), []).append(p)
                     for d, ps in domains.items():
                         if split == 1:
                             within.setdefault(d, []).extend(ps)
-                        elif s.get("spread", "none") != "none":
+                        else:
                             b = m.new_bool_var("")
                             for p in ps:
                                 m.add(b >= p)
@@ -132,11 +134,21 @@ def solve(world, limit=60.0, workers=2, log=None):
         m.add(sum(placed) <= s["replicas"])
         priority = s.get("priority", 0)
         unplaced.setdefault(priority, []).append(s["replicas"] - sum(placed))
-        if s.get("spread", "none") != "none":
-            for ps in within.values():
-                over = m.new_int_var(0, s["replicas"], "")
-                m.add(over >= sum(ps) - w.quota[name])
-                crowded.append(over)
+        factors = dict(w.spreads(s))
+        for (kind, _), ps in within.items():
+            over = m.new_int_var(0, s["replicas"], "")
+            m.add(over >= sum(ps) - w.quota[name, kind])
+            crowded.append(factors[kind] * over)
+        if s.get("spread") == "pack" and on:
+            more = m.new_int_var(0, len(on), "")
+            used = []
+            for ps in on.values():
+                b = m.new_bool_var("")
+                used.append(b)
+                for p in ps:
+                    m.add(b >= p)
+            m.add(more >= sum(used) - 1)
+            crowded.append(more)
         if s.get("weights_bytes", 0):
             for h, ps in on.items():
                 if h not in w.has[name]:

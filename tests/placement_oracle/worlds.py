@@ -127,6 +127,12 @@ def small(seed):
             elif rng.random() < 0.04:
                 world["cordons"].append({"host": h["name"], "gpus": [g["index"]]})
     # With draws of their own: the rest of each seed's world stays as it was.
+    spreads = random.Random(seed + 3_000_000)
+    for s in services:
+        if spreads.random() < 0.25:
+            s["spread"] = "pack"
+        elif s["spread"] in ("rack", "zone") and spreads.random() < 0.5:
+            s["one_host"] = True
     if seed % 4:
         switched(world, random.Random(seed + 2_000_000))
     return world
@@ -149,7 +155,7 @@ def outgoing(seed):
         return {"hosts": hosts, "services": services, "placements": running, "headroom_percent": 0}
     world = small(seed)
     for service in world["services"]:
-        if service["spread"] in ("none", "host") and rng.random() < 0.4:
+        if service["spread"] in ("none", "host", "pack") and rng.random() < 0.4:
             service["one_host"] = True
     for h in world["hosts"]:
         h["up"] = h["up"] and rng.random() > 0.15
