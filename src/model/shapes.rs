@@ -1,7 +1,7 @@
 //! What the names and shapes of stored tensors tell of a model whose configuration does not say it:
 //! layers, vocabulary, heads. Names are those that `tensors` knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ModelFacts;
 use super::cache::{Keeps, LayerCache};
@@ -40,6 +40,8 @@ struct Shapes {
     hidden: u64,
     /// Layers with attention of their own keys and values.
     attention: BTreeMap<u32, Attention>,
+    /// Layers with parts that only a recurrent state has.
+    recurrent: BTreeSet<u32>,
 }
 
 impl Attention {
@@ -119,9 +121,10 @@ impl Shapes {
     }
 
     fn layer(&mut self, layer: u32, word: &str, tensor: &Tensor) {
+        let attention = &mut self.attention;
         let mut put = |field: fn(&mut Attention) -> &mut u64, value: Option<u64>| {
             if let Some(value) = value {
-                *field(self.attention.entry(layer).or_default()) = value;
+                *field(attention.entry(layer).or_default()) = value;
             }
         };
         match word {
@@ -134,6 +137,9 @@ impl Shapes {
             "o_proj" | "wo" | "out_proj" | "dense" => put(|a| &mut a.out, columns(tensor)),
             "kv_a_proj_with_mqa" => put(|a| &mut a.latent, rows(tensor)),
             "kv_a_layernorm" => put(|a| &mut a.rank, tensor.shape.first().copied()),
+            "A_log" | "dt_bias" | "conv1d" | "q_conv1d" | "k_conv1d" | "v_conv1d" | "in_proj" => {
+                self.recurrent.insert(layer);
+            }
             "q_norm" | "k_norm" | "q_layernorm" | "k_layernorm" if tensor.shape.len() == 1 => {
                 put(|a| &mut a.norm, tensor.shape.first().copied());
             }
@@ -183,6 +189,36 @@ impl Shapes {
     }
 }
 
+/// Layers of which the configuration says that they keep a state, and the files that they have keys and values and
+/// nothing recurrent, keep these: whoever believed the configuration would have no cache at all.
+fn contradict(facts: &mut ModelFacts, shapes: &Shapes) {
+    let keeps_state = |layer: u32| {
+        let mut own = facts.caches.iter().filter(|c| c.layer == layer).peekable();
+        own.peek().is_some() && own.all(|c| matches!(c.keeps, Keeps::State { .. }))
+    };
+    let told = |layer: u32, of: &Attention| {
+        of.key > 0 && of.value > 0 && !shapes.recurrent.contains(&layer)
+    };
+    let wrong: BTreeSet<u32> = shapes
+        .attention
+        .iter()
+        .filter(|(layer, of)| told(**layer, of) && keeps_state(**layer))
+        .map(|(layer, _)| *layer)
+        .collect();
+    if wrong.is_empty() {
+        return;
+    }
+    let (stored, _) = shapes.caches(facts, &[]);
+    facts.caches.retain(|c| !wrong.contains(&c.layer));
+    facts.caches.extend(stored.into_iter().filter(|c| wrong.contains(&c.layer)));
+    facts.caches.sort_by_key(|c| c.layer);
+    facts.cache_certainty = Certainty::Guess;
+    facts.notes.push(format!(
+        "{} of its layers are recurrent in config.json and have keys and values in the files: these are counted",
+        wrong.len()
+    ));
+}
+
 /// Puts what tensors tell where the configuration was silent.
 pub(super) fn complete(facts: &mut ModelFacts) {
     let shapes = Shapes::read(&facts.tensors);
@@ -217,7 +253,9 @@ pub(super) fn complete(facts: &mut ModelFacts) {
     fill(&mut layout.vocab, facts.vocab_size);
     fill(&mut layout.heads, facts.attention_heads.or(guessed.map(|g| g.0)));
     fill(&mut layout.kv_heads, facts.kv_heads.or(guessed.map(|g| g.1)));
-    if facts.cache_certainty == Certainty::Guess && facts.parts > 0 {
+    if facts.cache_certainty != Certainty::Guess && facts.parts > 0 {
+        contradict(facts, &shapes);
+    } else if facts.parts > 0 {
         let (caches, sure) = shapes.caches(facts, &facts.caches);
         if caches.is_empty() {
             if !facts.caches.is_empty() {

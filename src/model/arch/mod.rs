@@ -20,6 +20,7 @@ mod mlp;
 mod numbers;
 mod openelm;
 mod state;
+mod unread;
 mod unstated;
 mod vision;
 mod whisper;
@@ -387,6 +388,7 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     }
     if family == Certainty::Guess {
         build.doubt_experts();
+        build.doubt_unread_experts(top);
     }
     if quantisation.is_mlx() {
         // It leaves out layers for speculative decoding, and often towers.

@@ -68,7 +68,11 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             Mixer::Mamba2,
         ),
         "granitemoehybrid" => either(
-            listed("layer_types").or_else(|| listed("layers_block_type")) == Some("attention"),
+            // `transformers` 5 writes the second name.
+            matches!(
+                listed("layer_types").or_else(|| listed("layers_block_type")),
+                Some("attention" | "full_attention")
+            ),
             Mixer::Mamba2,
         ),
         "falcon_h1" => Kind::Decoder(Mixer::Mamba2),

@@ -180,6 +180,13 @@ fn the_only_group_of_mamba_2_is_on_every_rank() {
         |tensor| predict(&facts(&tiny), &with("vllm", tensor)).ranks[0].state_per_request.value;
     assert_eq!(state(4), 7_299_072);
     assert_eq!(state(1), 36 * ((3_072 + 256) * 3 + 48 * 64 * 128) * 2);
+    // What `transformers` 5 has loaded and saved.
+    let renamed = tiny
+        .replace("\"attention\"", "\"full_attention\"")
+        .replace("\"mamba\"", "\"linear_attention\"");
+    assert_ne!(tiny, renamed);
+    let (tiny, renamed) = (facts(&tiny), facts(&renamed));
+    assert_eq!((tiny.weight_bytes, tiny.caches), (renamed.weight_bytes, renamed.caches));
 }
 
 /// `InternVL3`, with the tower of 45 layers, 3200 wide and with 25 heads.

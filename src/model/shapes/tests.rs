@@ -241,3 +241,33 @@ fn what_only_speaks_is_not_loaded() {
     assert_eq!(facts.weight_bytes.0, bytes(&all));
     assert_eq!(rank(&facts, 1, 1).value, bytes(&thinker));
 }
+
+/// As a name of a layer's kind that is newer than this program would have it.
+#[test]
+fn keys_and_values_in_the_files_of_layers_that_are_called_recurrent_are_counted() {
+    let config = |kind: &str| {
+        format!(
+            r#"{{"architectures":["GraniteMoeHybridForCausalLM"],"model_type":"granitemoehybrid","hidden_size":64,
+            "num_hidden_layers":3,"num_attention_heads":4,"num_key_value_heads":2,"intermediate_size":256,
+            "shared_intermediate_size":256,"vocab_size":640,"layer_types":["{kind}","{kind}","{kind}"],
+            "mamba_n_heads":4,"mamba_d_head":32,"mamba_d_state":16,"tie_word_embeddings":false,"torch_dtype":"bfloat16"}}"#
+        )
+    };
+    let of = |kind: &str| {
+        let all = stored(&llama("model."));
+        inspect(
+            &files(&[("/m/config.json", config(kind).as_bytes()), ("/m/model.safetensors", &all)]),
+            "/m",
+        )
+        .unwrap()
+    };
+    let (known, newer) = (of("full_attention"), of("some_attention"));
+    assert!(matches!(known.caches[0].keeps, Keeps::Attention { kv_heads: 2, .. }), "{known:?}");
+    assert_eq!(newer.caches, known.caches);
+    assert_eq!(newer.cache_certainty, Certainty::Guess);
+    assert!(
+        newer.notes.iter().any(|n| n.contains("recurrent in config.json")),
+        "{:?}",
+        newer.notes
+    );
+}
