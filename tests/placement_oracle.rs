@@ -103,7 +103,7 @@ fn a_bad_world_is_one_clear_error() {
         (
             world(host, &service.replace(": 1,", ": \"two\",")),
             "line 2: services[0].replicas: invalid type: string \"two\", expected a whole number",
-            "",
+            "docs/placement.md",
         ),
         (
             world(host, &service.replace("}]}", "}], \"weights_on\": [\"h2\"]}")),
@@ -118,22 +118,30 @@ fn a_bad_world_is_one_clear_error() {
         (
             world(&host.replace("80GiB", "0"), service),
             "line 1: hosts[0].gpus[0].memory_total: must be from 1 B to 1 PiB",
-            "",
+            "docs/placement.md",
         ),
         (
             world(host, &service.replace("\"tensor\": 1", "\"tensor\": 0")),
             "line 2: services[0].shapes[0].tensor: goes from 1 to 1024",
-            "",
+            "docs/placement.md",
         ),
-        ("{\"hosts\": [".to_owned(), "line 1: hosts: EOF while parsing a list", ""),
-        ("[]".to_owned(), "line 1: invalid length 1, expected an object", ""),
-        (world("[]", service), "line 1: hosts[0]: invalid length 0, expected an object", ""),
+        (
+            "{\"hosts\": [".to_owned(),
+            "line 1: hosts: EOF while parsing a list",
+            "docs/placement.md",
+        ),
+        ("[]".to_owned(), "line 1: invalid length 1, expected an object", "docs/placement.md"),
+        (
+            world("[]", service),
+            "line 1: hosts[0]: invalid length 0, expected an object",
+            "docs/placement.md",
+        ),
         (
             format!("\u{feff}{}", world(&host.replace("80GiB", "0"), service)),
             "line 1: hosts[0].gpus[0].memory_total: must",
-            "",
+            "docs/placement.md",
         ),
-        ("[".repeat(100_000), "line 1: ", ""),
+        ("[".repeat(100_000), "line 1: ", "docs/placement.md"),
     ] {
         let file = dir.path().join("world.json");
         std::fs::write(&file, &text).unwrap();

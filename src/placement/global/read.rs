@@ -37,7 +37,8 @@ pub struct WorldError {
 
 impl Hint for WorldError {
     fn hint(&self) -> Option<String> {
-        self.suggestion.clone()
+        let usual = || "correct it in the file; docs/placement.md describes every field".to_owned();
+        Some(self.suggestion.clone().unwrap_or_else(usual))
     }
 }
 
