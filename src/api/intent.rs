@@ -386,6 +386,11 @@ pub enum IntentReply {
         /// They count as held, and are taken over when they are back.
         left_out: Vec<HostName>,
     },
+    /// The host or GPU is cordoned, but plans under way still start something there.
+    CordonedBut {
+        /// What, one line a service: `chat: the rollout to r32 starts 2 replicas`.
+        comes: Vec<String>,
+    },
     /// It is done or under way.
     Accepted,
 }

@@ -138,8 +138,13 @@ async fn begin(
         (IntentReply::Accepted, Output::Text) => {
             table::out(&format!("{service}: the rollout under way is taken back"))?;
         }
-        // Answer a promotion and a take-over only.
-        (IntentReply::AlreadyPassed { .. } | IntentReply::TakenOver { .. }, Output::Text) => {}
+        // Answer a promotion, a take-over and a cordon only.
+        (
+            IntentReply::AlreadyPassed { .. }
+            | IntentReply::TakenOver { .. }
+            | IntentReply::CordonedBut { .. },
+            Output::Text,
+        ) => {}
         (IntentReply::NothingToDo, Output::Text) => {
             table::out(&format!("{service}: nothing to do"))?;
         }
@@ -153,7 +158,8 @@ async fn begin(
         IntentReply::Accepted => wait::Awaited::Present,
         IntentReply::NothingToDo
         | IntentReply::AlreadyPassed { .. }
-        | IntentReply::TakenOver { .. } => {
+        | IntentReply::TakenOver { .. }
+        | IntentReply::CordonedBut { .. } => {
             return Ok(Some(Success::Done));
         }
     };

@@ -35,7 +35,16 @@ pub async fn cordon(args: &Args, text: &str, reason: Option<&str>) -> Result<Suc
     show::settle(&client).await?;
     let reply =
         client.send(Intent::Cordon { host, gpu, reason: reason.map(str::to_owned) }).await?;
-    told(args, &reply, &format!("{text} is cordoned: no new ranks; what runs there goes on"))
+    let words = format!("{text} is cordoned: no new ranks; what runs there goes on");
+    told(args, &reply, &words)?;
+    if let (IntentReply::CordonedBut { comes }, Output::Text) = (&reply, args.output) {
+        for comes in comes {
+            table::out(&format!(
+                "▲ planned before, and still to come there: {comes}; `gpudeck rollout pause` holds it, `abort` takes it back"
+            ))?;
+        }
+    }
+    Ok(Success::Done)
 }
 
 /// New ranks are welcome again.

@@ -19,6 +19,7 @@ use crate::api::{
 };
 use crate::base::{HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{Demand, HostCapacity, PlacedReplica};
+use crate::rollout::maintenance::Comes;
 use crate::rollout::maintenance::drain::{self, DrainStep, Obstacle};
 use crate::rollout::{EventKind, RequestedMove};
 
@@ -117,11 +118,43 @@ impl Core {
         }
         let what = gpu.as_ref().map(|g| format!("GPU {} of ", g.index)).unwrap_or_default();
         let why = reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let comes = self.comes_despite(host, gpu.as_ref());
         let (by_whom, host_name) = (by.to_owned(), host.clone());
         self.deck_told(DeckEvent::Cordoned { host: host_name, gpu, by: by_whom, reason })?;
         self.say(Severity::Info, None, &format!("{by} cordons {what}{host}{why}"));
         self.publish_maintenance(host);
-        Ok(IntentReply::Accepted)
+        if comes.is_empty() {
+            return Ok(IntentReply::Accepted);
+        }
+        self.say(
+            Severity::Warning,
+            None,
+            &format!("{what}{host} still gets what was planned before: {}", comes.join("; ")),
+        );
+        Ok(IntentReply::CordonedBut { comes })
+    }
+
+    /// What plans that were agreed to before a cordon still start there, in words.
+    fn comes_despite(&self, host: &HostName, gpu: Option<&CordonedGpu>) -> Vec<String> {
+        let services = self.state.services.iter();
+        let words = |(service, comes): (&ServiceName, Comes)| match comes {
+            Comes::OfRollout { to, replicas: n } => {
+                format!("{service}: the rollout to {to} starts {}", replicas(n))
+            }
+            Comes::OfMoves { replicas: n } => {
+                format!(
+                    "{service}: {} {} there",
+                    replicas(n),
+                    if n == 1 { "moves" } else { "move" }
+                )
+            }
+        };
+        services
+            .flat_map(|(service, state)| {
+                state.comes_despite(host, gpu).into_iter().map(move |comes| (service, comes))
+            })
+            .map(words)
+            .collect()
     }
 
     pub(super) fn uncordon(

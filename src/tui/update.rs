@@ -404,6 +404,10 @@ fn replied(
         Ok(IntentReply::AlreadyPassed { step }) => {
             state.say(Severity::Info, format!("{what}: step {step} is already passed"));
         }
+        Ok(IntentReply::CordonedBut { comes }) => {
+            let words = format!("{what}: still to come there, by {}", comes.join("; "));
+            state.say(Severity::Warning, words);
+        }
         Ok(IntentReply::Accepted | IntentReply::TakenOver { .. }) => {
             state.say(Severity::Info, format!("{what}: accepted"));
         }

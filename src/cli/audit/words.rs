@@ -148,6 +148,9 @@ fn answered(entry: &Value) -> Option<String> {
             let names: Vec<String> = left_out.iter().map(ToString::to_string).collect();
             format!("taken over, left out {}", names.join(", "))
         }
+        IntentReply::CordonedBut { comes } => {
+            format!("cordoned; still to come: {}", comes.join("; "))
+        }
         IntentReply::Accepted => "accepted".to_owned(),
     })
 }

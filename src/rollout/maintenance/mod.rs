@@ -5,6 +5,7 @@
 //! done for it in `next`. Where replicas find another place, who asks, and who carries it out, is elsewhere.
 
 mod beside;
+mod despite;
 pub mod drain;
 mod next;
 mod steer;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{DeviceId, HostName, Timestamp};
 
 pub use beside::{AwaitedByNext, shared};
+pub use despite::Comes;
 pub use next::{HostSeen, Reach, Seen, UpgradeMove, Watch};
 pub use steer::UpgradeSteer;
 pub use upgrade::{Upgrade, UpgradeEntry, UpgradeHost};

@@ -13,11 +13,11 @@ use crate::spec::{Count, parse_service};
 
 type Services = BTreeMap<ServiceName, ServiceState>;
 
-fn host(name: &str) -> HostName {
+pub(super) fn host(name: &str) -> HostName {
     name.parse().unwrap()
 }
 
-fn plan(on: &str, gpu: usize) -> ReplicaPlan {
+pub(super) fn plan(on: &str, gpu: usize) -> ReplicaPlan {
     ReplicaPlan {
         shape: None,
         ranks: vec![RankPlan {
@@ -35,7 +35,7 @@ fn plan(on: &str, gpu: usize) -> ReplicaPlan {
 }
 
 /// A service of which a replica is served on each of these hosts.
-fn served(name: &str, unavailable: u32, hosts: &[&str]) -> (ServiceName, ServiceState) {
+pub(super) fn served(name: &str, unavailable: u32, hosts: &[&str]) -> (ServiceName, ServiceState) {
     let service: ServiceName = name.parse().unwrap();
     let text = format!("model = \"/m\"\nengine = \"vllm\"\nreplicas = {}", hosts.len());
     let mut spec = parse_service(&text, name).unwrap();
