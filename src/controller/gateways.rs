@@ -104,8 +104,8 @@ impl Gateways {
         Self::through(deck, service, spec, kept.as_ref())
     }
 
-    /// What a spec that names none goes through: the deck's only one, or the one that was it and that the service is
-    /// still served through.
+    /// What a spec that names none goes through: the deck's only one, or the one that the service is served through: an
+    /// undo to a spec that is older than the second gateway takes nobody's clients away.
     pub fn only_one(
         deck: &DeckSpec,
         state: &ServiceState,
@@ -119,7 +119,10 @@ impl Gateways {
             (Some(only), None) => Some(only.clone()),
             _ => {
                 let served = state.stable.and_then(|stable| state.releases.get(&stable))?;
-                served.gateway.clone().filter(|name| deck.gateways.contains_key(name))
+                let mut named = served.spec.gateways.iter().chain(&served.spec.gateway);
+                let only_named = named.next().filter(|first| named.all(|other| other == *first));
+                let kept = served.gateway.as_ref().or(only_named);
+                kept.filter(|name| deck.gateways.contains_key(*name)).cloned()
             }
         }
     }
@@ -193,7 +196,7 @@ impl Gateways {
         );
         Some(match Self::only_one(deck, state, spec) {
             Some(kept) => format!(
-                "it stays at the gateway {kept}, which was the only one: {several} → write gateway = \"{kept}\""
+                "it stays at the gateway {kept}, through which it is served: {several} → write gateway = \"{kept}\""
             ),
             None => format!(
                 "no gateway switches its traffic: {several} → write gateway = \"{first}\", or several as gateways = \

@@ -130,6 +130,19 @@ fn routes(specs: &[&str], live: &[u64]) -> Routes {
     Routes::of(&deck, &state)
 }
 
+/// What is served without a gateway leaves nothing of an earlier release in the one that this had: the ports may be
+/// another service's tomorrow.
+#[test]
+fn a_gateway_is_emptied_also_where_nothing_takes_its_place() {
+    let names = |all: &[Gateways]| all.iter().flat_map(|g| g.places.keys()).count();
+    let left = routes(&["gateway = \"a\"", ""], &[2]);
+    assert_eq!((names(&left.serving), names(&left.leaving)), (0, 1), "{left:?}");
+    let both = routes(&["gateway = \"a\"", ""], &[1, 2]);
+    assert_eq!((names(&both.serving), names(&both.leaving)), (1, 0), "{both:?}");
+    let stopped = routes(&["gateway = \"a\""], &[]);
+    assert_eq!((names(&stopped.serving), names(&stopped.leaving)), (1, 0), "{stopped:?}");
+}
+
 #[test]
 fn what_another_service_fills_by_now_is_not_emptied() {
     let specs =
@@ -258,7 +271,16 @@ fn the_only_gateway_stays_when_others_come() {
     // So does the next release that names none, and is told.
     assert_eq!(names(Gateways::to_be(&deck, &state.service, Some(&state), &none)), one);
     let told = Gateways::none_named(&deck, &state, &none).unwrap();
-    assert!(told.starts_with("it stays at the gateway a, which was the only one"), "{told}");
+    assert!(told.starts_with("it stays at the gateway a, through which it is served"), "{told}");
+    // It stays where its spec named one, too: an undo goes to a spec that is older than the second gateway.
+    let mut later = release.clone();
+    (later.gateway, later.spec) = (None, read("gateway = \"a\"").1);
+    state.releases.insert(later.number, Shared::from(later));
+    assert_eq!(names(Gateways::to_be(&deck, &state.service, Some(&state), &none)), one);
+    let mut both = release;
+    (both.gateway, both.spec) = (None, read("gateways = [\"a\", \"b\"]").1);
+    state.releases.insert(both.number, Shared::from(both));
+    assert_eq!(Gateways::only_one(&deck, &state, &none), None, "which of the two it would be");
     let (_, named) = read("gateway = \"b\"");
     let to_be = Gateways::to_be(&deck, &state.service, Some(&state), &named);
     assert_eq!(names(to_be), Some(vec!["b".to_owned()]));
