@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use git2::Repository;
 use gpudeck::base::{Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, SpecText};
+use gpudeck::revision::{DeckRepo, DeckText, ReleaseCommit, SpecText};
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -47,7 +47,7 @@ fn commit(deck: &DeckRepo, service: &ServiceName, author: &str) -> Revision {
         subject: &format!("Apply {service}"),
         reason: None,
         author: Some(author),
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     })
     .unwrap()

@@ -15,7 +15,7 @@ use common::{Finished, Gpudeck, Traces, checkout, lab_is_wanted, run, wait_until
 use gpudeck::base::ReleaseNumber;
 use gpudeck::controller::record::{DeckState, Record};
 use gpudeck::journal::{Journal, RecordKind, verify};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, SpecText};
+use gpudeck::revision::{DeckRepo, DeckText, ReleaseCommit, SpecText};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -304,7 +304,7 @@ fn a_release_that_never_began_is_noted_and_the_next_one_works() {
             subject: "Apply chat",
             reason: None,
             author: None,
-            deck: None,
+            deck: DeckText::WorkTree,
             spec: SpecText::WorkTree,
         })
         .unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Background, Gpudeck, Traces, has_program, run, wait_until};
 use git2::Repository;
 use gpudeck::base::{Hint, ReleaseNumber, Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError, SpecText};
+use gpudeck::revision::{DeckRepo, DeckText, ReleaseCommit, RevisionError, SpecText};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -35,7 +35,7 @@ fn release(deck: &DeckRepo, text: &str) -> Revision {
         subject: "Apply chat",
         reason: None,
         author: Some("ada"),
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     })
     .unwrap()
@@ -87,7 +87,7 @@ fn a_release_is_signed_where_git_is_set_up_so() {
             subject: "Apply chat",
             reason: None,
             author: None,
-            deck: None,
+            deck: DeckText::WorkTree,
             spec: SpecText::WorkTree,
         })
         .unwrap_err();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::git_server::GitServer;
 use common::{Finished, Gpudeck, has_program, run};
 use git2::Repository;
-use gpudeck::revision::{DeckRepo, ReleaseCommit, SpecText};
+use gpudeck::revision::{DeckRepo, DeckText, ReleaseCommit, SpecText};
 use serde_json::Value;
 use ssh_support::{Sshd, lab};
 
@@ -34,7 +34,7 @@ fn release(person: &Gpudeck, text: &str) {
         subject: "Apply chat",
         reason: None,
         author: None,
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     });
     made.unwrap();

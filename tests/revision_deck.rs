@@ -12,7 +12,7 @@ use std::path::Path;
 
 use git2::Repository;
 use gpudeck::base::{Hint, ReleaseNumber, Revision, ServiceName};
-use gpudeck::revision::{DeckRepo, ReleaseCommit, RevisionError, SpecText};
+use gpudeck::revision::{DeckRepo, DeckText, ReleaseCommit, RevisionError, SpecText};
 use gpudeck::rollout::Outcome;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ fn commit(deck: &DeckRepo, service: &ServiceName, reason: Option<&str>) -> Revis
         subject: "Apply it",
         reason,
         author: Some("ada"),
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     })
     .unwrap()
@@ -185,7 +185,7 @@ fn a_repeated_commit_is_the_same_and_a_reused_number_is_refused() {
         subject: "Apply chat",
         reason: None,
         author: None,
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::Read("model = \"/a\"\n"),
     };
     let first = deck.commit_service(&again).unwrap();
@@ -216,7 +216,7 @@ fn a_number_is_given_out_before_the_branch_moves() {
         subject: "Apply chat",
         reason: None,
         author: None,
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     };
     // The number cannot be written: nothing has happened.
@@ -256,7 +256,7 @@ fn the_author_is_gits_or_the_unix_user() {
         subject: "Apply chat",
         reason: None,
         author: None,
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     };
     deck.commit_service(&release).unwrap();
@@ -339,7 +339,7 @@ fn refused(deck: &DeckRepo) -> RevisionError {
             subject: "Apply chat",
             reason: None,
             author: None,
-            deck: None,
+            deck: DeckText::WorkTree,
             spec: SpecText::WorkTree,
         })
         .unwrap_err();

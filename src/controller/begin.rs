@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 
 use super::core::{Core, Input, Request, journal_error, no_deck, now};
 use super::deck_ledger::{self, DeckEvent};
-use super::planning::{self, Committed, Draft, Planned};
+use super::planning::{self, Committed, DeckBeside, Draft, Planned};
 use crate::api::{ApiError, ErrorKind, IntentReply, PLAN_CHANGED, ReleaseView, Severity};
 use crate::base::{ReleaseNumber, Revision, ServiceName, Timestamp};
 use crate::revision::DeckRepo;
-use crate::rollout::{EventKind, LimitRule, Outcome, Release, ServiceState};
-use crate::spec::DeckSpec;
+use crate::rollout::{EventKind, LimitRule, Outcome, Release, RolloutKind, ServiceState};
 
 /// More than so many do not wait for their turn.
 const MOST_WAITING: usize = 64;
@@ -55,8 +54,7 @@ struct Commit {
     request: Request,
     of_group: bool,
     planned: Planned,
-    /// `deck.toml` as it was planned with.
-    deck: Option<Result<DeckSpec, String>>,
+    deck: DeckBeside,
     /// The journal's last record when it was planned.
     seq: u64,
 }
@@ -68,6 +66,11 @@ pub(super) fn plan_changed() -> ApiError {
         message: PLAN_CHANGED.to_owned(),
         hint: Some("look at the plan as it is now".to_owned()),
     }
+}
+
+/// To what was stable before: neither a mistake in `deck.toml` nor what others sent to the remote stands in its way.
+fn goes_back(draft: &Draft, request: &Request) -> bool {
+    request.kind == RolloutKind::Undo && draft.revision.is_some()
 }
 
 /// With this it is under way.
@@ -111,20 +114,34 @@ impl Core {
     ) -> Result<Option<(std::path::PathBuf, Commit)>, ApiError> {
         self.may_begin(&draft.service)?;
         self.reload();
-        self.deck_is_good()?;
+        let deck = self.deck_beside(goes_back(&draft, &request))?;
         let planned = self.plan_to_begin(&draft, &request)?;
         if planned.view.nothing_to_do {
             return Ok(None);
         }
-        self.may_commit()?;
+        if !goes_back(&draft, &request) {
+            self.may_commit()?;
+        }
         let repo = self.repo.as_ref().ok_or_else(no_deck)?.root().to_owned();
         // What is in Git is to get into the journal, too.
         self.reserve(&draft.service, requested(planned.release.clone(), &request, None))?;
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.note_planned(&draft.service, &planned)?;
         let seq = self.journal.last_seq();
-        let deck = self.files.deck.clone();
+        if matches!(deck, DeckBeside::AsInGit) {
+            let words = "deck.toml has a mistake and is left out of the commit: the last good one is in force";
+            self.say(Severity::Warning, Some(&draft.service), words);
+        }
         Ok(Some((repo, Commit { draft, request, of_group, planned, deck, seq })))
+    }
+
+    /// The `deck.toml` of a release's commit. Who goes back to what was stable is not kept from it by the file.
+    fn deck_beside(&self, goes_back: bool) -> Result<DeckBeside, ApiError> {
+        match self.deck_is_good() {
+            Ok(()) => Ok(DeckBeside::Planned(Box::new(self.files.deck.clone()))),
+            Err(_) if goes_back => Ok(DeckBeside::AsInGit),
+            Err(error) => Err(error),
+        }
     }
 
     /// A release's commit holds `deck.toml`, too: one with a mistake, or of another deck, is not what is planned with.
@@ -178,7 +195,7 @@ impl Core {
                 let made = DeckRepo::open(&repo).map_err(|e| planning::commit_error(&e)).and_then(
                     |repo| {
                         let (release, kind) = (&commit.planned.release, commit.request.kind);
-                        planning::commit(&repo, commit.deck.as_ref(), &commit.draft, release, kind)
+                        planning::commit(&repo, &commit.deck, &commit.draft, release, kind)
                     },
                 );
                 (commit, made)

@@ -38,11 +38,21 @@ pub struct ReleaseCommit<'a> {
     pub reason: Option<&'a str>,
     /// Who asked for it: a Unix user. None: whoever runs this.
     pub author: Option<&'a str>,
-    /// `deck.toml` as it was planned with; another text in the work tree is [`RevisionError::Changed`]. None:
-    /// whatever the work tree holds.
-    pub deck: Option<&'a str>,
+    /// Which `deck.toml` stands beside it.
+    pub deck: DeckText<'a>,
     /// Which spec it is.
     pub spec: SpecText<'a>,
+}
+
+/// The `deck.toml` that is committed with a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeckText<'a> {
+    /// Whatever the work tree holds.
+    WorkTree,
+    /// As it was read and planned with; another text in the work tree is [`RevisionError::Changed`].
+    Read(&'a str),
+    /// The one that was committed last. The work tree is not looked at.
+    AsInGit,
 }
 
 /// The spec that a release is of.
@@ -57,20 +67,28 @@ pub enum SpecText<'a> {
 }
 
 impl DeckRepo {
-    /// Commits `deck.toml` and the service's spec as a release to the current branch, and nothing
+    /// The text of `deck.toml` that is committed; none: it stays as it is in Git.
+    fn deck_to_commit(&self, deck: DeckText<'_>) -> Result<Option<String>, RevisionError> {
+        if deck == DeckText::AsInGit {
+            return Ok(None);
+        }
+        self.check_unfiltered(DECK_FILE)?;
+        let present = files::read_text(&self.root, DECK_FILE)?;
+        if matches!(deck, DeckText::Read(known) if known != present) {
+            return Err(RevisionError::Changed { file: DECK_FILE.to_owned() });
+        }
+        Ok(Some(present))
+    }
+
+    /// Commits the service's spec, and `deck.toml` beside it, as a release to the current branch, and nothing
     /// else that may have been changed. There is always a commit, also without a change. Repeating
     /// a commit that was made already gives the one that was made.
     pub fn commit_service(&self, commit: &ReleaseCommit<'_>) -> Result<Revision, RevisionError> {
         let repo = &self.repo;
         self.check_can_commit()?;
         let spec_file = service_file(commit.service);
-        for file in [DECK_FILE, &spec_file] {
-            self.check_unfiltered(file)?;
-        }
-        let deck = files::read_text(&self.root, DECK_FILE)?;
-        if commit.deck.is_some_and(|known| known != deck) {
-            return Err(RevisionError::Changed { file: DECK_FILE.to_owned() });
-        }
+        self.check_unfiltered(&spec_file)?;
+        let deck = self.deck_to_commit(commit.deck)?;
         let spec = match commit.spec {
             SpecText::Earlier(spec) => spec.to_owned(),
             SpecText::WorkTree => files::read_text(&self.root, &spec_file)?,
@@ -86,17 +104,19 @@ impl DeckRepo {
             Some(oid) => Some(repo.find_commit(oid)?),
             None => None,
         };
-        let deck_blob = repo.blob(deck.as_bytes())?;
         let spec_blob = repo.blob(spec.as_bytes())?;
         let base = match &head {
             Some(head) => head.tree()?,
             None => repo.find_tree(repo.treebuilder(None)?.write()?)?,
         };
-        let committed = [(DECK_FILE, deck_blob), (spec_file.as_str(), spec_blob)]
-            .map(|(file, blob)| (file, blob, mode_in(&base, file)));
+        let mut committed = vec![(spec_file.as_str(), spec_blob, mode_in(&base, &spec_file))];
+        if let Some(deck) = deck {
+            let blob = repo.blob(deck.as_bytes())?;
+            committed.push((DECK_FILE, blob, mode_in(&base, DECK_FILE)));
+        }
         let mut tree = git2::build::TreeUpdateBuilder::new();
-        for (file, blob, mode) in committed {
-            tree.upsert(file, blob, mode);
+        for (file, blob, mode) in &committed {
+            tree.upsert(*file, *blob, *mode);
         }
         let tree_id = tree.create_updated(repo, &base)?;
         if let Some(made) = self.already_made(commit, spec_blob)? {

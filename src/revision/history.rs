@@ -281,7 +281,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::revision::{ReleaseCommit, SpecText};
+    use crate::revision::{DeckText, ReleaseCommit, SpecText};
 
     fn deck(dir: &Path) -> (DeckRepo, Revision) {
         let deck = DeckRepo::init(dir).unwrap();
@@ -294,7 +294,7 @@ mod tests {
             subject: "Apply chat",
             reason: None,
             author: None,
-            deck: None,
+            deck: DeckText::WorkTree,
             spec: SpecText::WorkTree,
         });
         (deck, made.unwrap())

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use crate::base::{Hint, ReleaseNumber, ServiceName, quote, text};
 
 pub use blame::{BlamedLine, ReleaseTexts};
-pub use commit::{ReleaseCommit, SpecText};
+pub use commit::{DeckText, ReleaseCommit, SpecText};
 pub use diff::diff_text;
 pub use files::DeckFiles;
 pub use history::HistoryEntry;

@@ -414,3 +414,57 @@ fn an_undo_takes_nothing_away_unsaid() {
     gpudeck("controller stop").expect_success();
     traces.expect_none(&person);
 }
+
+/// Who goes back at night mends no file and merges nothing first.
+#[test]
+fn an_undo_waits_neither_for_deck_toml_nor_for_the_remote() {
+    let person = Gpudeck::new();
+    let traces = Traces::of(&person);
+    let gpudeck = |words: &str| person.run(words.split(' '), DEADLINE);
+    let (bare, _) = pushing_deck(&person);
+    let remote = Repository::open(&bare).unwrap();
+    let spec = person.deck().join("services/chat.toml");
+    std::fs::write(&spec, SERVICE).unwrap();
+    gpudeck("apply chat --wait --timeout 60s").expect_success();
+    let worse = format!("{SERVICE}env = {{ A = \"b\" }}\n");
+    std::fs::write(&spec, &worse).unwrap();
+    gpudeck("apply chat --accept-outage --wait --timeout 60s").expect_success();
+    wait_until("the release at the remote", DEADLINE, || {
+        remote.refname_to_id("refs/gpudeck/releases/r2").is_ok()
+    });
+
+    let (clone, other) = colleague(&person, &bare);
+    let theirs = std::fs::read_to_string(clone.join("deck.toml")).unwrap() + "# theirs\n";
+    std::fs::write(clone.join("deck.toml"), &theirs).unwrap();
+    commit(&other, &chat(), "bob");
+    other.push(None).unwrap();
+    let ours = Repository::open(person.deck()).unwrap();
+    ours.find_remote("origin").unwrap().fetch(&["main"], None, None).unwrap();
+    let file = person.deck().join("deck.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let broken = format!("{good}x = [\n");
+    std::fs::write(&file, &broken).unwrap();
+    std::fs::write(&spec, format!("{SERVICE}env = {{ A = \"c\" }}\n")).unwrap();
+    let refused = gpudeck("apply chat --yes --accept-outage");
+    assert_ne!(refused.code(), Some(0), "{refused:#?}");
+
+    std::fs::write(&spec, &worse).unwrap();
+    let undo = "rollout undo chat --yes --accept-outage --wait --timeout 60s";
+    gpudeck(undo).expect_success();
+    assert_eq!(std::fs::read_to_string(&spec).unwrap(), SERVICE);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), broken);
+    let head = ours.head().unwrap().peel_to_tree().unwrap();
+    let text = |path: &str| {
+        let blob = head.get_path(Path::new(path)).unwrap().to_object(&ours).unwrap();
+        String::from_utf8(blob.as_blob().unwrap().content().to_vec()).unwrap()
+    };
+    assert_eq!((text("deck.toml"), text("services/chat.toml")), (good, SERVICE.to_owned()));
+    let events = gpudeck("events").expect_success().stdout;
+    assert!(events.contains("deck.toml has a mistake and is left out of the commit"), "{events}");
+    wait_until("what the remote has besides", DEADLINE, || {
+        gpudeck("status").stdout.contains("! deck-diverged")
+    });
+    stop_chat(gpudeck);
+    gpudeck("controller stop").expect_success();
+    traces.expect_none(&person);
+}

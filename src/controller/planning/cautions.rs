@@ -1,6 +1,6 @@
 //! What a plan says beside its steps, though nothing forbids it: what people would not expect of what they wrote.
 
-use crate::base::{Bytes, time};
+use crate::base::{Bytes, ServiceName, text, time};
 use crate::controller::core::Core;
 use crate::controller::gateways::Gateways;
 use crate::placement::{GpuCapacity, HostCapacity};
@@ -35,6 +35,29 @@ pub(super) fn of_the_traffic(core: &Core, state: &ServiceState, spec: &ServiceSp
         );
     }
     told
+}
+
+/// Names in `after` that no service has: the order that they were to give is not kept.
+pub(super) fn of_the_order(core: &Core, service: &ServiceName, spec: &ServiceSpec) -> Vec<String> {
+    let there = |name: &ServiceName| {
+        name != service
+            && (core.files.services.contains_key(name) || core.state.services.contains_key(name))
+    };
+    let unknown = spec.rollout.after.iter().filter(|name| !there(name));
+    unknown
+        .map(|name| {
+            let others = core.files.services.keys().filter(|other| *other != service);
+            let why = if name == service {
+                "it is itself".to_owned()
+            } else {
+                match text::nearest(name.as_str(), others.map(ServiceName::as_str)) {
+                    Some(near) => format!("there is no such service; did you mean `{near}`?"),
+                    None => "there is no such service".to_owned(),
+                }
+            };
+            format!("after = [\"{name}\"] orders nothing: {why}")
+        })
+        .collect()
 }
 
 /// Clocks that can turn back a rollout of which nothing is wrong.

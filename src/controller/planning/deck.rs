@@ -6,7 +6,8 @@ use crate::api::{ApiError, ErrorKind, MemoryView, ReleaseView};
 use crate::base::{Hint, HostName, ReleaseNumber, Revision, ServiceName, text};
 use crate::revision::files::DECK_FILE;
 use crate::revision::{
-    DeckRepo, HistoryEntry, ReleaseCommit, RevisionError, SpecText, diff_text, service_file,
+    DeckRepo, DeckText, HistoryEntry, ReleaseCommit, RevisionError, SpecText, diff_text,
+    service_file,
 };
 use crate::rollout::{Release, RolloutKind};
 use crate::spec::{DeckSpec, Requirement, ServiceSpec, parse_deck, parse_service};
@@ -240,6 +241,15 @@ pub struct Committed {
     pub index_lags: bool,
 }
 
+/// The `deck.toml` that goes into the commit of a release.
+#[derive(Clone, Debug)]
+pub enum DeckBeside {
+    /// The one that was planned with, as it was read then.
+    Planned(Box<Option<Result<DeckSpec, String>>>),
+    /// The one that Git has: the way back does not wait until a mistake in the file is mended.
+    AsInGit,
+}
+
 /// `deck.toml` as it would be committed: just what was planned with (`planned`, as it was read then).
 fn planned_deck(
     repo: &DeckRepo,
@@ -259,13 +269,16 @@ fn planned_deck(
 /// files as they were.
 pub fn commit(
     repo: &DeckRepo,
-    deck: Option<&Result<DeckSpec, String>>,
+    deck: &DeckBeside,
     draft: &Draft,
     release: &Release,
     kind: RolloutKind,
 ) -> Result<Committed, ApiError> {
     let service = &draft.service;
-    let deck = planned_deck(repo, deck)?;
+    let deck = match deck {
+        DeckBeside::Planned(planned) => Some(planned_deck(repo, Option::as_ref(planned))?),
+        DeckBeside::AsInGit => None,
+    };
     let is_earlier = draft.revision.is_some();
     let (mut present, mut words) = (None, Vec::new());
     if is_earlier {
@@ -288,7 +301,7 @@ pub fn commit(
             subject: &subject,
             reason: release.reason.as_deref(),
             author: Some(&release.author),
-            deck: Some(&deck),
+            deck: deck.as_deref().map_or(DeckText::AsInGit, DeckText::Read),
             spec: if is_earlier {
                 SpecText::Earlier(&draft.text)
             } else {
@@ -372,7 +385,7 @@ mod tests {
                 subject: "Apply chat",
                 reason: None,
                 author: None,
-                deck: None,
+                deck: DeckText::WorkTree,
                 spec: SpecText::WorkTree,
             });
             revisions.push(made.unwrap());
@@ -425,7 +438,7 @@ mod tests {
         let id = DeckId(uuid::Uuid::from_u128(1));
         let release = super::super::super::saved::tests::release(id, &draft.service);
         let deck = parse_deck(&repo.read_deck().unwrap(), DECK_FILE).map_err(|e| e.to_string());
-        commit(repo, Some(&deck), draft, &release, RolloutKind::Undo)
+        commit(repo, &DeckBeside::Planned(Box::new(Some(deck))), draft, &release, RolloutKind::Undo)
     }
 
     #[test]
@@ -436,9 +449,10 @@ mod tests {
         let file = dir.path().join("deck.toml");
         let text = fs::read_to_string(&file).unwrap();
         let planned = parse_deck(&text, DECK_FILE).map_err(|e| e.to_string());
+        let planned = DeckBeside::Planned(Box::new(Some(planned)));
         let id = DeckId(uuid::Uuid::from_u128(1));
         let release = super::super::super::saved::tests::release(id, &draft.service);
-        let begin = || commit(&repo, Some(&planned), &draft, &release, RolloutKind::Undo);
+        let begin = || commit(&repo, &planned, &draft, &release, RolloutKind::Undo);
         for (edited, said) in [
             (format!("{text}[hosts.h1\n"), "deck.toml"),
             (text.replacen("0000", "0001", 1), "was changed since it was read"),
@@ -452,6 +466,30 @@ mod tests {
         assert_eq!((repo.head().unwrap(), spec.as_str()), (head, SERVED));
         fs::write(&file, format!("{text}# a comment\n")).unwrap();
         begin().unwrap();
+    }
+
+    /// Whoever goes back at night does not mend deck.toml first.
+    #[test]
+    fn a_release_can_leave_deck_toml_as_it_is_in_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repo, draft) = deck(dir.path());
+        let file = dir.path().join("deck.toml");
+        let good = fs::read_to_string(&file).unwrap();
+        let broken = format!("{good}x = [\n");
+        fs::write(&file, &broken).unwrap();
+        let id = DeckId(uuid::Uuid::from_u128(1));
+        let release = super::super::super::saved::tests::release(id, &draft.service);
+        let made = commit(&repo, &DeckBeside::AsInGit, &draft, &release, RolloutKind::Undo);
+        made.unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), broken);
+        let git = |args: &[&str]| {
+            let done =
+                std::process::Command::new("git").args(args).current_dir(dir.path()).output();
+            String::from_utf8(done.unwrap().stdout).unwrap()
+        };
+        assert_eq!(git(&["show", "HEAD:deck.toml"]), good);
+        assert_eq!(git(&["show", "HEAD:services/chat.toml"]), BEFORE);
+        assert_eq!(git(&["status", "--porcelain"]), " M deck.toml\n");
     }
 
     #[test]

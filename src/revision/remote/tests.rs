@@ -4,7 +4,7 @@ use git2::Oid;
 
 use super::*;
 use crate::base::Hint;
-use crate::revision::{ReleaseCommit, SpecText};
+use crate::revision::{DeckText, ReleaseCommit, SpecText};
 
 fn release(deck: &DeckRepo, text: &str) -> Oid {
     std::fs::create_dir_all(deck.root().join("services")).unwrap();
@@ -15,7 +15,7 @@ fn release(deck: &DeckRepo, text: &str) -> Oid {
         subject: "Apply chat",
         reason: None,
         author: None,
-        deck: None,
+        deck: DeckText::WorkTree,
         spec: SpecText::WorkTree,
     });
     deck.oid(&made.unwrap()).unwrap()
