@@ -4,7 +4,7 @@
 use super::core::Core;
 use crate::api::{ApiError, ErrorKind, ReleaseView};
 use crate::base::{ReleaseNumber, ServiceName};
-use crate::rollout::{Release, ServiceState};
+use crate::rollout::{Outcome, Release, ServiceState};
 
 impl Core {
     /// The releases of a service that Git does not have, the newest first.
@@ -40,7 +40,10 @@ fn view(state: &ServiceState, release: &Release) -> ReleaseView {
         created: release.created,
         author: release.author.clone(),
         reason: release.reason.clone(),
-        outcome: rollout.and_then(|r| r.outcome.clone()),
+        outcome: rollout.and_then(|r| r.outcome.clone()).or_else(|| {
+            // What is stable was rolled out to its end, whoever did it.
+            (state.stable == Some(release.number)).then_some(Outcome::Completed)
+        }),
         stop: None,
         progress: None,
         not_here: true,
@@ -78,5 +81,8 @@ mod tests {
         assert!(told.message.starts_with(&words), "{told:?}");
         assert!(told.hint.unwrap().contains("deck fetch"));
         assert!(view(&state, &release).not_here);
+        assert_eq!(view(&state, &release).outcome, Some(Outcome::Completed));
+        state.stable = None;
+        assert_eq!(view(&state, &release).outcome, None);
     }
 }

@@ -30,8 +30,8 @@ use crate::spec::ServiceSpec;
 use crate::weights::{self, LinkFiles};
 
 pub use self::deck::{
-    Committed, SHOWN_RELEASES, Stamp, commit, diff, init_repository, read_files, read_spec,
-    release_view, stamp,
+    Committed, DeckBeside, SHOWN_RELEASES, Stamp, commit, diff, init_repository, read_files,
+    read_spec, release_view, stamp,
 };
 pub(super) use self::deck::{commit_error, kept_edit, moved_edit, no_spec};
 pub(super) use self::lay::{PortGiver, lay_out, replica_plan};
@@ -225,6 +225,7 @@ pub fn plan(core: &Core, draft: &Draft, kind: RolloutKind) -> Result<Planned, Ap
     }
     warnings.extend(Gateways::none_named(&core.deck, state, spec));
     warnings.extend(cautions::of_the_traffic(core, state, spec));
+    warnings.extend(cautions::of_the_order(core, service, spec));
     if !nothing_to_do {
         warnings.extend(taken_back::caution(core, state, draft));
         warnings.extend(cautions::of_the_clocks(&spec.rollout));

@@ -429,8 +429,14 @@ impl Core {
         if let Some(state) = state.filter(|s| s.active_rollout().is_some())
             && state.skippable().is_none()
         {
+            let rollout = state.active_rollout();
+            let goes_back = rollout.is_some_and(|r| matches!(r.direction, Direction::Back { .. }));
             let hint = if state.retryable() {
                 format!("it failed: `gpudeck rollout retry {service}` or `abort {service}`")
+            } else if goes_back {
+                format!(
+                    "it is on its way back: `gpudeck rollout status {service}` shows how far it is"
+                )
             } else {
                 format!("`gpudeck rollout promote {service}` goes on to the next step")
             };
