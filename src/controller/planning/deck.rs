@@ -489,7 +489,7 @@ mod tests {
         };
         assert_eq!(git(&["show", "HEAD:deck.toml"]), good);
         assert_eq!(git(&["show", "HEAD:services/chat.toml"]), BEFORE);
-        assert_eq!(git(&["status", "--porcelain"]), " M deck.toml\n");
+        assert_eq!(git(&["status", "--porcelain", "-uno"]), " M deck.toml\n");
     }
 
     #[test]
