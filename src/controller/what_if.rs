@@ -15,6 +15,7 @@ use crate::api::{ApiError, ErrorKind, IntentReply, ReplicaTo, Severity, WhatIf, 
 use crate::base::{Hint, HostName, ReplicaKey, ServiceName};
 use crate::placement::global::WorldFile;
 use crate::placement::translate::{Present, Wanted, world_file};
+use crate::placement::unread::stay_where_unread;
 use crate::placement::what_if::WhatIfError;
 use crate::placement::{Demand, HostCapacity, World, sorted, what_if};
 use crate::rollout::{EventKind, ReplicaPlan, RequestedMove, ServiceState};
@@ -122,8 +123,8 @@ impl Core {
         drafts: Drafts,
     ) -> (WorldFile, BTreeMap<ServiceName, String>, BTreeSet<ServiceName>) {
         let hosts = self.hub.with(|s| world::hosts_beside(s.hosts.values(), &self.state, None));
-        let present = World { hosts };
-        let hosts = sorted(&present);
+        let unread = self.hub.with(|s| world::unread(s.hosts.values()));
+        let mut present = World { hosts };
         let mut left_out = BTreeMap::new();
         let mut mistaken = BTreeSet::new();
         let mut demands: Vec<Demand> = Vec::new();
@@ -146,6 +147,10 @@ impl Core {
                 }
             }
         }
+        for demand in &mut demands {
+            stay_where_unread(&mut present.hosts, &unread, demand);
+        }
+        let hosts = sorted(&present);
         let wanted: Vec<Wanted<'_>> = demands
             .iter()
             .map(|demand| Wanted { demand, shapes: &demand.shapes, present: Present::MayStay })

@@ -8,6 +8,7 @@ use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName};
 use crate::placement::{HostCapacity, Reuse};
 use crate::rollout::{Phase, ReplicaPlan};
 use crate::spec::DeckSpec;
+use crate::wire::Gpus;
 
 /// What each host has, as placement sees it. GPUs of other services than this are reserved; without one everything
 /// that any replica holds is.
@@ -220,6 +221,15 @@ pub fn used_ports(state: &DeckState) -> BTreeSet<(String, u16)> {
 /// Whether a host can be given something now.
 pub fn is_up(host: &HostView) -> bool {
     host.link == HostLinkState::Up && host.sample.is_some()
+}
+
+/// The hosts that are reached and whose GPUs cannot be read: a driver hangs there.
+pub fn unread<'a>(views: impl Iterator<Item = &'a HostView>) -> BTreeSet<String> {
+    let hangs = |host: &&HostView| {
+        let sample = host.sample.as_ref();
+        is_up(host) && sample.is_some_and(|s| matches!(s.gpus, Gpus::Hung { .. }))
+    };
+    views.filter(hangs).map(|host| host.name.to_string()).collect()
 }
 
 /// The address under which other hosts reach a host's engines.

@@ -128,6 +128,9 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
     let healthy: Vec<&GpuCapacity> =
         large.into_iter().filter(|g| g.refuses_new().is_none()).collect();
     if let Some(why) = short(&healthy, "that are large enough and healthy") {
+        if let Some(cordoned) = cordoned_gpus(host, demand, need) {
+            return Some(format!("{why}; {cordoned}"));
+        }
         let sick = host.gpus.iter().find_map(|g| {
             Some(format!("; GPU {}: {}", g.label(), text::clean(&g.refuses_new()?, 80)))
         });
@@ -138,6 +141,9 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
     let ours: Vec<&GpuCapacity> =
         healthy.into_iter().filter(|g| g.reserved_by.is_none() || is_ours(g)).collect();
     if let Some(why) = short(&ours, "not held by other services") {
+        if let Some(cordoned) = cordoned_gpus(host, demand, need) {
+            return Some(format!("{why}; {cordoned}"));
+        }
         let holders: BTreeSet<&str> =
             host.gpus.iter().filter_map(|g| g.reserved_by.as_deref()).collect();
         let holders: Vec<&str> = holders.into_iter().take(4).collect();
@@ -149,6 +155,25 @@ fn reason(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<Strin
         .collect();
     let needed = host.gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
     short(&free, &format!("with {needed} free")).or_else(|| unjoined(&free, demand, need.shape))
+}
+
+/// The cordoned GPUs with which a replica would have room, and what opens them; none: that alone would not do.
+fn cordoned_gpus(host: &HostCapacity, demand: &Demand, need: ShapeNeed) -> Option<String> {
+    let occupied = occupants(host, demand);
+    let suits = |g: &&GpuCapacity| {
+        g.healthy.is_ok()
+            && (g.reserved_by.is_none() || occupied.contains_key(&g.device()))
+            && g.total >= needed_on(g, demand, need)
+            && unmet(host, Some(g), demand).is_none()
+    };
+    let (closed, open): (Vec<&GpuCapacity>, Vec<&GpuCapacity>) =
+        host.usable_by(need.devices()).filter(suits).partition(|g| g.cordoned.is_some());
+    let first = closed.first().filter(|_| closed.len() + open.len() >= need.devices())?;
+    let by = text::clean(first.cordoned.as_deref().unwrap_or_default(), 80);
+    let labels: Vec<String> = closed.iter().map(|g| g.label()).collect();
+    let (noun, is) = if closed.len() == 1 { ("GPU", "is") } else { ("GPUs", "are") };
+    let opens = format!("`gpudeck uncordon {}/{}`", host.name, first.label());
+    Some(format!("{noun} {} {is} cordoned by {by}: {opens}", labels.join(", ")))
 }
 
 /// That too few of these GPUs are joined as the service asks for.

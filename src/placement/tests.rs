@@ -308,6 +308,21 @@ fn the_way_to_a_host_depends_on_what_closes_it() {
     assert!(change.starts_with("`gpudeck uncordon a`, or "), "{change}");
 }
 
+#[test]
+fn a_cordoned_gpu_is_named_where_others_hold_only_some() {
+    let mut a = box_of("a", 4, 4);
+    a.gpus[0].cordoned = Some("bob".to_owned());
+    a.gpus[1].reserved_by = Some("embed r1-0".to_owned());
+    let why = |a: &HostCapacity, tensor| {
+        place(&world(vec![a.clone()]), &demand(1, vec![need(tensor, 70)])).unwrap_err().reasons
+    };
+    let told = "GPU 0 is cordoned by bob: `gpudeck uncordon a/0`";
+    assert!(why(&a, 3).iter().any(|r| r.ends_with(told)), "{:?}", why(&a, 3));
+    // That alone would not do.
+    let told = why(&a, 4);
+    assert!(told.iter().all(|r| !r.contains("uncordon")), "{told:?}");
+}
+
 /// A cordon keeps new ranks away; what runs there is as well as before.
 #[test]
 fn a_cordoned_gpu_takes_nothing_new_and_keeps_what_it_has() {

@@ -108,6 +108,7 @@ pub fn world_file(hosts: &[&HostCapacity], wanted: &[Wanted<'_>]) -> WorldFile {
                     numa: None,
                 })
                 .collect(),
+            gpu_trouble: host.gpu_trouble.as_ref().map(|why| text::clean(why, 200)),
             gpus: gpus.collect(),
         });
     }

@@ -319,6 +319,7 @@ fn add_hosts(world: &mut WorldFile, new: &NewHosts) -> Result<(), WhatIfError> {
             cpus: None,
             memory_free: None,
             nics: Vec::new(),
+            gpu_trouble: None,
             gpus: (0..new.gpus).map(gpu).collect(),
         });
     }

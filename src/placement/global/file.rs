@@ -77,6 +77,9 @@ pub struct WorldHost {
     /// Network interfaces.
     #[serde(default)]
     pub nics: Vec<WorldNic>,
+    /// Why it has no GPUs, or none can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_trouble: Option<String>,
     /// Its GPUs and MIG instances.
     pub gpus: Vec<WorldGpu>,
 }

@@ -35,7 +35,7 @@ impl Asked<'_> {
             return Some((FAR, "not among the service's hosts".to_owned()));
         }
         if host.gpus.is_empty() {
-            return Some((FAR, "it has no GPU".to_owned()));
+            return Some((FAR, no_gpus(host)));
         }
         let outside = &self.p.outside[h];
         let all: Vec<usize> = (0..host.gpus.len()).collect();
@@ -195,6 +195,15 @@ impl Asked<'_> {
             n => format!("at most {n} of its GPUs are {how}, {tensor} needed together"),
         };
         short(7, left.len(), why)
+    }
+}
+
+/// Why nothing can be told of a host's GPUs; one that is not reached may well have some.
+fn no_gpus(host: &WorldHost) -> String {
+    match &host.gpu_trouble {
+        _ if !host.up => "not reached".to_owned(),
+        Some(why) => text::clean(why, 200),
+        None => "it has no GPU".to_owned(),
     }
 }
 
