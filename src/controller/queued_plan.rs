@@ -48,6 +48,7 @@ impl Core {
         let present = self.state.clone();
         self.state.services.insert(service.clone(), after);
         let before = world::reusable(&present, &service);
+        self.ahead.foresees(&service, behind.release);
         self.ahead.goes(before, world::reusable(&self.state, &service));
         let planned = self.plan(draft, kind);
         self.state = present;

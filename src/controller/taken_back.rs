@@ -30,7 +30,9 @@ pub(super) fn caution(core: &Core, state: &ServiceState, draft: &Draft) -> Optio
         spec.is_some_and(|spec| spec == draft.spec)
     };
     let release = history.iter().take(LOOKED_AT).find(is_the_same)?;
-    let rollout = state.rollout.as_ref().filter(|r| r.to == release.number);
+    // What a plan behind a rollout foresees of its end has not happened.
+    let is_fact = !core.ahead.is_foreseen(&draft.service, release.number);
+    let rollout = state.rollout.as_ref().filter(|r| is_fact && r.to == release.number);
     let outcome = rollout.and_then(|r| r.outcome.as_ref()).or(release.outcome.as_ref())?;
     in_words(release.number, outcome, rollout.and_then(|r| r.ended), now())
 }

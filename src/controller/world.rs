@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::record::DeckState;
 use crate::api::{HostLinkState, HostView};
-use crate::base::{DeviceId, HostName, ReplicaKey, ServiceName};
+use crate::base::{DeviceId, HostName, ReleaseNumber, ReplicaKey, ServiceName};
 use crate::placement::{HostCapacity, Reuse};
 use crate::rollout::{Phase, ReplicaPlan};
 use crate::spec::DeckSpec;
@@ -113,6 +113,8 @@ fn reservations(
 pub struct Ahead {
     gone: Vec<Reuse>,
     come: Vec<Reuse>,
+    /// The rollout under way of which only a forecast says how it ends.
+    foreseen: Option<(ServiceName, ReleaseNumber)>,
 }
 
 impl Ahead {
@@ -120,6 +122,16 @@ impl Ahead {
     pub fn goes(&mut self, before: Vec<Reuse>, after: Vec<Reuse>) {
         self.gone.extend(before.iter().filter(|held| !after.contains(held)).cloned());
         self.come.extend(after.into_iter().filter(|held| !before.contains(held)));
+    }
+
+    /// How this rollout ends is foreseen, and has not happened.
+    pub fn foresees(&mut self, service: &ServiceName, to: ReleaseNumber) {
+        self.foreseen = Some((service.clone(), to));
+    }
+
+    /// Whether the end of this rollout is only foreseen.
+    pub fn is_foreseen(&self, service: &ServiceName, to: ReleaseNumber) -> bool {
+        self.foreseen.as_ref().is_some_and(|(of, release)| of == service && *release == to)
     }
 
     /// The hosts as they will be.
@@ -257,6 +269,18 @@ pub fn first_port(deck: &DeckSpec, host: &HostName) -> u16 {
 mod tests {
     use super::*;
     use crate::base::Bytes;
+
+    #[test]
+    fn how_a_rollout_under_way_ends_is_no_fact() {
+        let (chat, other): (ServiceName, ServiceName) =
+            ("chat".parse().unwrap(), "code".parse().unwrap());
+        let mut ahead = Ahead::default();
+        assert!(!ahead.is_foreseen(&chat, ReleaseNumber(3)));
+        ahead.foresees(&chat, ReleaseNumber(3));
+        assert!(ahead.is_foreseen(&chat, ReleaseNumber(3)));
+        assert!(!ahead.is_foreseen(&chat, ReleaseNumber(2)));
+        assert!(!ahead.is_foreseen(&other, ReleaseNumber(3)));
+    }
 
     #[test]
     fn what_comes_first_has_left_its_memory_and_holds_what_it_took() {
