@@ -86,13 +86,16 @@ fn check_gpu(
     };
     let Some((gpu, part)) = gpu else { return Err(Refusal::NoDevice { device }) };
     if gpu.health == GpuHealth::Lost {
-        return Err(failed(format!("{uuid} has fallen off the bus")));
+        return Err(failed(format!("GPU {} has fallen off the bus", gpu.index)));
     }
     if let (GpuHealth::Degraded { why }, true) = (&gpu.health, healthy) {
-        return Err(failed(format!("{uuid} has errors: {why}")));
+        return Err(failed(format!("GPU {} has errors: {why}", gpu.index)));
     }
     let Some(memory) = part.memory else {
-        return Err(failed(format!("the driver does not say how much memory of {uuid} is free")));
+        return Err(failed(format!(
+            "the driver does not say how much memory of GPU {} is free",
+            gpu.index
+        )));
     };
     if memory.free() >= needed {
         return Ok(());

@@ -52,12 +52,28 @@ fn restarting(state: &ServiceState, now: Timestamp) -> Option<Told> {
     if let Some(more) = again.len().checked_sub(NAMED).filter(|more| *more > 0) {
         words.push_str(&format!("; and {more} more"));
     }
-    let hint = format!(
-        "`gpudeck logs {service}/{} --previous` shows how it ended; mend that, move it to other GPUs, or \
-         `gpudeck rollout undo {service}`",
-        first.replica
-    );
+    let (replica, failed) = (first.replica, again.first().map(|(_, replica)| replica));
+    let cause = failed.and_then(|r| r.last_failure.as_deref().or(r.trouble.as_deref()));
+    let host = release.replica(replica).and_then(|plan| plan.ranks.first()).map(|rank| &rank.host);
+    let hint = if cause.is_some_and(is_of_a_gpu) {
+        // No other release is any better there.
+        let all = host.map(|host| format!(", `gpudeck drain {host}` all that runs there"));
+        format!(
+            "`gpudeck move {service} {replica} HOST GPUS` moves it to other GPUs{}",
+            all.unwrap_or_default()
+        )
+    } else {
+        format!(
+            "`gpudeck logs {service}/{replica} --previous` shows how it ended; mend that, move it to other GPUs \
+             (`gpudeck move`), or `gpudeck rollout undo {service}`"
+        )
+    };
     Some(Told { words: format!("{words}; it is started again, later each time"), hint })
+}
+
+/// Whether it failed for its GPU, which a start does not mend.
+fn is_of_a_gpu(cause: &str) -> bool {
+    cause.contains("fallen off the bus") || cause.contains("GPU ") && cause.contains(" has errors")
 }
 
 impl Core {
@@ -130,6 +146,14 @@ mod tests {
         let named = told.words.contains("failed 3 times in a row, last: exit code 1: boom");
         assert!(told.words.starts_with("replica ") && named, "{}", told.words);
         assert!(told.hint.contains("`gpudeck logs chat/0 --previous`"), "{}", told.hint);
+
+        let dead = |replica: &mut ReplicaState| {
+            often(replica);
+            replica.last_failure = Some("GPU 3 has fallen off the bus".to_owned());
+        };
+        let told = restarting(&service(dead), Timestamp(MINUTE)).unwrap();
+        let named = told.hint.contains("gpudeck move chat 0");
+        assert!(named && !told.hint.contains("undo"), "{}", told.hint);
 
         let quiet = |change: &dyn Fn(&mut ReplicaState)| {
             let state = service(|replica| {
