@@ -30,6 +30,8 @@ pub enum DeckConditionKind {
     HostsHeld,
     /// Hosts are there and do not let us in any more: rollouts on them are held before their next step.
     LoginLost,
+    /// Hosts on which something of ours runs are not reached: what is told of it is from before.
+    HostsAway,
     /// Replicas of what is stable fail again and again, and are started anew each time.
     Restarting,
     /// The controller gives way to another version.
@@ -50,11 +52,12 @@ pub enum DeckConditionKind {
 
 impl DeckConditionKind {
     /// All of them, in this order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::JournalUnwritable,
         Self::JournalBehind,
         Self::HostsHeld,
         Self::LoginLost,
+        Self::HostsAway,
         Self::Restarting,
         Self::HandingOver,
         Self::DeckMistake,
@@ -72,6 +75,7 @@ impl DeckConditionKind {
             Self::JournalBehind => "journal-behind",
             Self::HostsHeld => "hosts-held",
             Self::LoginLost => "login-lost",
+            Self::HostsAway => "hosts-away",
             Self::Restarting => "restarting",
             Self::HandingOver => "handing-over",
             Self::DeckMistake => "deck-mistake",
@@ -98,14 +102,15 @@ mod tests {
                 DeckConditionKind::JournalBehind => 1,
                 DeckConditionKind::HostsHeld => 2,
                 DeckConditionKind::LoginLost => 3,
-                DeckConditionKind::Restarting => 4,
-                DeckConditionKind::HandingOver => 5,
-                DeckConditionKind::DeckMistake => 6,
-                DeckConditionKind::DeckDiverged => 7,
-                DeckConditionKind::Drift => 8,
-                DeckConditionKind::StateNotSaved => 9,
-                DeckConditionKind::RemoteUnheard => 10,
-                DeckConditionKind::ClockAhead => 11,
+                DeckConditionKind::HostsAway => 4,
+                DeckConditionKind::Restarting => 5,
+                DeckConditionKind::HandingOver => 6,
+                DeckConditionKind::DeckMistake => 7,
+                DeckConditionKind::DeckDiverged => 8,
+                DeckConditionKind::Drift => 9,
+                DeckConditionKind::StateNotSaved => 10,
+                DeckConditionKind::RemoteUnheard => 11,
+                DeckConditionKind::ClockAhead => 12,
             };
             assert_eq!(place, expected);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());

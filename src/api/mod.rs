@@ -60,6 +60,6 @@ pub use server::{CheckupRequest, PreviousLog, PreviousLogRequest};
 pub use view::{
     ApiError, ClockView, DeckView, Delta, ErrorKind, EventLine, GatewayView, HostLinkState,
     HostView, Looking, MemoryView, PLAN_CHANGED, PlanBehind, PlanView, Question, QuestionKind,
-    RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView, age,
+    RankView, ReleaseView, ReplicaView, ServiceView, Severity, Snapshot, TrafficView, Unseen, age,
 };
 pub use who::Who;

@@ -4,6 +4,7 @@ mod delta;
 mod error;
 mod event;
 mod host;
+mod lost;
 mod plan;
 mod service;
 mod unseen;
@@ -14,6 +15,7 @@ pub use event::{EventLine, Question, QuestionKind, Severity};
 pub use host::{ClaimView, ClockView, HostLinkState, HostView, Looking, age};
 pub use plan::{PLAN_CHANGED, PlanBehind, PlanView, PlannedRank, PlannedReplica};
 pub use service::{MemoryView, RankView, ReleaseView, ReplicaView, ServiceView, TrafficView};
+pub use unseen::Unseen;
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -13,8 +13,9 @@ use super::exit::{Failure, Success};
 use super::standing::{self, DeckPart};
 use super::table;
 use crate::api::{
-    Client, Condition, Delta, Door, EventLine, Gate, HostLinkState, HostView, Phase, PlanProgress,
-    ReplicaView, Rollout, ServiceName, ServiceView, Severity, SkippedGate, Snapshot, time,
+    Client, Condition, DeckCondition, DeckConditionKind, Delta, Door, EventLine, Gate,
+    HostLinkState, HostView, Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView,
+    Severity, SkippedGate, Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -242,7 +243,22 @@ fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
             view.name
         )
     });
-    view.trouble.clone().into_iter().chain(snapshot.unseen(view, now())).chain(tried).collect()
+    let lost = snapshot.lost(view).map(|(words, host)| {
+        format!("{words} → `gpudeck drain {host}` moves away what runs there")
+    });
+    let unseen = snapshot.unseen(view, now());
+    // The deck's lines above tell all of it.
+    let told = |c: &DeckCondition| c.kind == DeckConditionKind::Restarting;
+    let told = snapshot.deck.conditions.iter().any(told);
+    let is_told = |trouble: &str| told && trouble.starts_with("restarting: ");
+    let trouble = view.trouble.clone().map(|trouble| {
+        if is_told(&trouble) {
+            "it restarts again and again, as told above".to_owned()
+        } else {
+            trouble
+        }
+    });
+    trouble.into_iter().chain(unseen).chain(lost).chain(tried).collect()
 }
 
 fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
@@ -505,6 +521,36 @@ mod tests {
     }
 
     #[test]
+    fn hosts_that_are_away_are_a_state_of_the_deck_unless_they_refuse_the_login() {
+        use crate::api::DownCause;
+        let mut snapshot = crate::tui::fixture::calm();
+        assert_eq!(snapshot.hosts_away(), None);
+        let down = |kind| HostLinkState::Down {
+            kind,
+            cause: "no route".to_owned(),
+            hint: None,
+            since: crate::tui::fixture::NOW,
+            tried: crate::tui::fixture::NOW,
+            retry_at: None,
+            trying: None,
+        };
+        let with_ranks = snapshot.hosts.values().filter(|h| !h.ranks.is_empty()).count();
+        let first = snapshot.hosts.values_mut().find(|h| !h.ranks.is_empty()).unwrap();
+        first.link = down(DownCause::LoginLost);
+        let name = first.name.clone();
+        assert_eq!(snapshot.hosts_away(), None, "that has a state of its own");
+        snapshot.hosts.get_mut(&name).unwrap().link = down(DownCause::Refused);
+        let told = snapshot.hosts_away().unwrap();
+        let begins = format!("1 of {with_ranks} hosts with replicas is not reached: {name}; ");
+        assert!(told.starts_with(&begins), "{told}");
+        for host in snapshot.hosts.values_mut() {
+            host.link = down(DownCause::Refused);
+        }
+        let told = snapshot.hosts_away().unwrap();
+        assert!(told.starts_with("no host of the deck is reached; "), "{told}");
+    }
+
+    #[test]
     fn replicas_on_hosts_that_are_away_were_last_seen_before() {
         const NOW: crate::api::Timestamp = crate::tui::fixture::NOW;
         let mut snapshot = crate::tui::fixture::calm();
@@ -537,6 +583,11 @@ mod tests {
         };
         let words = told(&snapshot).unwrap();
         assert!(words.contains(&format!("4s ago: {host} is not reached")), "{words}");
+        // A controller that began on a dead fleet has never seen them.
+        snapshot.hosts.get_mut(&host).unwrap().sampled = None;
+        let words = told(&snapshot).unwrap();
+        assert!(words.contains("not seen since this controller began: "), "{words}");
+        assert!(!words.contains("ago"), "{words}");
         let elsewhere = ServiceView { condition: Condition::Elsewhere, ..service.clone() };
         assert_eq!(snapshot.unseen(&elsewhere, NOW), None, "that is known there");
     }

@@ -11,6 +11,14 @@ use crate::base::text;
 pub type Conditions = BTreeMap<DeckConditionKind, DeckCondition>;
 
 impl Core {
+    /// Says which hosts that run something are not reached: what is told of their replicas is from before.
+    pub(super) fn tend_hosts_away(&mut self) {
+        let away = self.hub.with(crate::api::Snapshot::hosts_away);
+        let hint = "`gpudeck hosts` says why; `gpudeck reconnect HOST` tries now";
+        let holds = away.map(|words| (words, Some(hint.to_owned())));
+        self.set_condition(DeckConditionKind::HostsAway, holds);
+    }
+
     /// Says that a state holds (words and what to do), or does not hold any more.
     pub(super) fn set_condition(
         &mut self,

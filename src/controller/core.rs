@@ -292,6 +292,7 @@ impl Core {
         self.tend_restarts();
         self.tend_hearing();
         self.tend_logins();
+        self.tend_hosts_away();
         self.tend_probes();
         self.tend_runs();
         if self.records_since_checkpoint >= RECORDS_PER_CHECKPOINT {

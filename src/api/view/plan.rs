@@ -56,19 +56,26 @@ pub struct PlanBehind {
 }
 
 impl PlanBehind {
-    /// For people.
+    /// For people at a command line.
     pub fn text(&self) -> String {
+        self.told(
+            " (until then an apply is refused, without --concurrency-policy queue or replace)",
+        )
+    }
+
+    /// For people who have asked for it to be queued.
+    pub fn text_queued(&self) -> String {
+        self.told("")
+    }
+
+    fn told(&self, refused: &str) -> String {
         let release = self.release;
         if self.replaces {
             return format!(
                 "when the rollout to {release} has been taken back, stable whole again:"
             );
         }
-        let refused = if self.refused {
-            " (until then an apply is refused, without --concurrency-policy queue or replace)"
-        } else {
-            ""
-        };
+        let refused = if self.refused { refused } else { "" };
         format!("when the rollout to {release} has ended as foreseen{refused}:")
     }
 }
