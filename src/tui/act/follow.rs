@@ -11,6 +11,22 @@ pub(super) fn logs(state: &mut State, service: Option<&ServiceName>) -> Vec<Effe
     let first_of = |service: &ServiceView| {
         service.replicas.iter().flat_map(|r| &r.ranks).map(|r| r.rank.clone()).next()
     };
+    let chosen = state
+        .selected_release()
+        .filter(|_| state.panel == Panel::Rollout && service.is_none() && state.release.row > 0);
+    if let (Some(release), Some(view)) = (chosen, state.selected_service()) {
+        let mut of_it = view.replicas.iter().filter(|r| r.release() == release);
+        let rank = of_it.find_map(|r| r.ranks.first()).map(|r| r.rank.clone());
+        let Some(rank) = rank else {
+            let name = view.name.clone();
+            let words = format!(
+                "nothing of {release} runs any more; `gpudeck logs {name} --previous` has the last log that was kept"
+            );
+            state.say(Severity::Warning, words);
+            return Vec::new();
+        };
+        return follow(state, rank);
+    }
     let rank = match (service, state.panel) {
         (Some(name), _) => state.service_named(name).and_then(first_of),
         (None, Panel::Fleet) => {

@@ -16,7 +16,12 @@ pub fn is_of_use(state: &State, command: Command) -> bool {
     let rollout = state.selected_service().and_then(|s| s.rollout.as_ref());
     let active = rollout.filter(|r| r.outcome.is_none());
     match command {
-        Command::PauseResume | Command::Promote | Command::Abort => active.is_some(),
+        // What has failed and is held is not paused, nor passed: it is tried again, or taken back.
+        Command::PauseResume => {
+            active.is_some_and(|r| r.paused.is_some() || goes_on(r) && !has_failed(r))
+        }
+        Command::Promote => active.is_some_and(|r| goes_on(r) && !has_failed(r)),
+        Command::Abort => active.is_some_and(goes_on),
         Command::Skip => active.is_some_and(can_skip),
         // A first release has nothing behind it.
         Command::Undo => state.selected_service().is_some_and(|s| back_to(s).is_some()),
@@ -26,6 +31,16 @@ pub fn is_of_use(state: &State, command: Command) -> bool {
         }),
         _ => true,
     }
+}
+
+/// Whether it is not on its way back.
+fn goes_on(rollout: &Rollout) -> bool {
+    rollout.direction == Direction::Forward
+}
+
+/// Whether its gate has failed, and it is held there for a person.
+const fn has_failed(rollout: &Rollout) -> bool {
+    matches!(rollout.gate, Some(Gate::Failed { .. }))
 }
 
 /// Whether a gate holds it that need not be waited for.
@@ -117,6 +132,12 @@ pub(super) fn on_service(
         Command::PauseResume | Command::Pause => {
             let what = format!("pause {name}");
             vec![Effect::Send { intent: Wish(Intent::Pause { service: name, reason: None }), what }]
+        }
+        Command::Promote | Command::PromoteAll if active.is_some_and(has_failed) => {
+            let words =
+                format!("{name} has failed: retry (r) or abort (x); nothing can be promoted");
+            state.say(Severity::Warning, words);
+            Vec::new()
         }
         Command::Promote | Command::PromoteAll => {
             let all = command == Command::PromoteAll;
@@ -280,12 +301,23 @@ fn diff(state: &mut State, view: &ServiceView, named: bool) -> Vec<Effect> {
     // The selected release against the one before it.
     let newer = state.selected_release().filter(|_| state.panel == Panel::Rollout && !named);
     let newer = newer.or(view.stable).or_else(|| view.history.first().map(|r| r.number));
-    let older: Option<ReleaseNumber> =
-        view.history.iter().map(|r| r.number).filter(|n| Some(*n) < newer).max();
+    let older = newer.and_then(|newer| stable_before(view, newer));
     let (Some(from), Some(to)) = (older, newer) else {
-        state.say(Severity::Info, format!("{name} has no release before this one"));
+        state.say(Severity::Info, format!("no release of {name} before this one was served"));
         return Vec::new();
     };
     state.mode = Mode::Text(TextView::waiting(format!("{name}: {from} → {to}"), ticket));
     vec![Effect::Diff { ticket, service: name, from, to }]
+}
+
+/// What was served when a release began: what its rollout under way came from, else the newest before it that stayed.
+fn stable_before(view: &ServiceView, newer: ReleaseNumber) -> Option<ReleaseNumber> {
+    let under_way = view.rollout.as_ref().filter(|r| r.to == newer && r.from != Some(newer));
+    if let Some(from) = under_way.and_then(|r| r.from) {
+        return Some(from);
+    }
+    let stayed =
+        |r: &&ReleaseView| r.outcome == Some(Outcome::Completed) || Some(r.number) == view.stable;
+    let before = view.history.iter().filter(|r| r.number < newer).filter(stayed);
+    before.map(|r| r.number).max()
 }

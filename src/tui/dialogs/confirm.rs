@@ -62,10 +62,18 @@ impl Deed {
             Self::Queue { replace: true } => "Replace",
             Self::Retry => "Retry",
             Self::Skip => "Skip",
-            Self::CancelQueued => "Cancel queued",
+            Self::CancelQueued => "Withdraw",
             Self::Abort => "Abort",
             Self::Stop => "Stop",
             Self::Move => "Move",
+        }
+    }
+
+    /// The word on the button that does nothing.
+    const fn way_back(self) -> &'static str {
+        match self {
+            Self::CancelQueued => "Back",
+            _ => "Cancel",
         }
     }
 }
@@ -225,18 +233,6 @@ impl Confirm {
         })
     }
 
-    const fn takes_reason(&self) -> bool {
-        matches!(
-            self.deed,
-            Deed::Apply
-                | Deed::Queue { .. }
-                | Deed::Undo { .. }
-                | Deed::Skip
-                | Deed::Abort
-                | Deed::Move
-        )
-    }
-
     /// A gate is skipped only with a reason.
     fn lacks_reason(&self) -> bool {
         self.deed == Deed::Skip && self.reason.text().trim().is_empty()
@@ -252,7 +248,7 @@ impl Confirm {
             Key::Down => self.scroll = (at + 1).min(most),
             Key::PageUp => self.scroll = at.saturating_sub(page),
             Key::PageDown => self.scroll = (at + page).min(most),
-            Key::Tab | Key::BackTab if self.takes_reason() => self.on_reason = !self.on_reason,
+            Key::Tab | Key::BackTab => self.on_reason = !self.on_reason,
             Key::Enter => return self.enter(),
             other => {
                 let field = if self.on_reason { &mut self.reason } else { &mut self.name };
@@ -357,20 +353,15 @@ impl Confirm {
             let label = format!("Type {} to confirm: ", self.wanted());
             cursor = draw_field(pen, (left, y), right, &label, &self.name, !self.on_reason);
             y += 1;
-            if self.takes_reason() {
-                let label = if self.deed == Deed::Skip {
-                    "Reason (Tab), needed: "
-                } else {
-                    "Reason (Tab): "
-                };
-                let at = draw_field(pen, (left, y), right, label, &self.reason, self.on_reason);
-                cursor = cursor.or(at);
-            }
+            let needed = self.deed == Deed::Skip;
+            let label = if needed { "Reason (Tab), needed: " } else { "Reason (Tab): " };
+            let at = draw_field(pen, (left, y), right, label, &self.reason, self.on_reason);
+            cursor = cursor.or(at);
             y += 1;
             if let Some(said) = &self.said {
                 pen.put(left, y, right, said, pen.theme.warn);
             }
-            draw_buttons(pen, y, inside, &["Cancel", self.deed.verb()], chosen);
+            draw_buttons(pen, y, inside, &[self.deed.way_back(), self.deed.verb()], chosen);
         } else {
             draw_buttons(pen, inside.bottom().saturating_sub(1), inside, &["Close"], 0);
         }

@@ -43,8 +43,12 @@ pub(super) fn measures(pen: &mut Pen<'_>, rollout: &Rollout, area: Rect) {
         return;
     }
     // Requests that come meanwhile are not counted: the numbers stand.
-    if rollout.paused.is_some() && matches!(rollout.gate, Some(Gate::Analyse { .. })) {
+    // The engines' own counts, of which a verdict may tell, are others.
+    let is_paused = rollout.paused.is_some() && matches!(rollout.gate, Some(Gate::Analyse { .. }));
+    if is_paused {
         pen.put(area.x, y, right, "paused", theme.warn);
+    } else {
+        pen.put(area.x, y, right, "gateway's", theme.header);
     }
     row(pen, y, ["requests", "failed", "mean"], [theme.header; 3]);
     let old_name = rollout.from.map_or_else(|| "–".to_owned(), |f| f.to_string());

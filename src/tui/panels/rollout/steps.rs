@@ -5,7 +5,7 @@ use ratatui::style::Style;
 use unicode_width::UnicodeWidthStr;
 
 use super::headline::waits_for_a_person;
-use crate::api::{Direction, Outcome, Rollout, RolloutKind, ServiceView};
+use crate::api::{Direction, Gate, Outcome, Rollout, RolloutKind, ServiceView, SkippedGate};
 use crate::tui::draw::{Pen, window};
 use crate::tui::state::State;
 use crate::tui::words;
@@ -33,10 +33,16 @@ pub(super) fn steps(
     let from = window(titles.len(), current, usize::from(area.height));
     let shown = titles.iter().enumerate().skip(from);
     for (y, (i, title)) in (area.y..area.bottom()).zip(shown) {
+        // The approval of a person is what that step is for; what else they let pass was not seen to be good.
+        let passed = rollout.skipped.iter().rev().find(|skipped| skipped.step == i);
+        let passed = passed.filter(|_| i != current || rollout.outcome.is_some());
+        let unproven = passed.filter(|skipped| !(skipped.promoted && skipped.gate == "approve"));
         let (mark, style) = match () {
+            () if unproven.is_some() && i <= current => ("↪", theme.warn),
             () if done || i < current => ("✔", theme.good),
             () if i > current => ("○", theme.dim),
             () if back || rollout.outcome.is_some() => ("✖", theme.bad),
+            () if matches!(rollout.gate, Some(Gate::Failed { .. })) => ("✖", theme.bad),
             () if waits_for_a_person(rollout) => ("║", theme.warn),
             () => ("▶", theme.accent),
         };
@@ -47,10 +53,11 @@ pub(super) fn steps(
         let until = if is_current { words::gate_left(rollout, state.now) } else { None };
         let waits = is_current && rollout.gate.is_some() && until.is_none();
         // From the longest to the shortest; the step's own words need room, too.
-        let beside: Vec<String> = match &until {
-            Some(left) => left.clone(),
-            None if waits => Vec::new(),
-            None => beside_plan(state, service, rollout, i)
+        let beside: Vec<String> = match (passed, &until) {
+            (Some(skipped), _) => by_whom(skipped),
+            (None, Some(left)) => left.clone(),
+            (None, None) if waits => Vec::new(),
+            (None, None) => beside_plan(state, service, rollout, i)
                 .or_else(|| is_current.then(|| vec![words::ago(state.now, rollout.step_since)]))
                 .unwrap_or_default(),
         };
@@ -76,6 +83,16 @@ pub(super) fn steps(
             pen.bar(end - width - 1, y, width, share, theme.accent);
         }
     }
+}
+
+/// Who passed a step, and why: in full, and shorter.
+fn by_whom(skipped: &SkippedGate) -> Vec<String> {
+    let verb = if skipped.promoted { "promoted" } else { "skipped" };
+    let short = format!("{verb} by {}", skipped.by);
+    if skipped.reason.is_empty() {
+        return vec![short, verb.to_owned()];
+    }
+    vec![format!("{short}: {}", skipped.reason), short, verb.to_owned()]
 }
 
 /// The time a step took or has taken, and its lowest capacity, beside what was foreseen: in full, and shorter.
