@@ -15,6 +15,7 @@ pub mod filter;
 pub mod key;
 pub mod keymap;
 pub mod layout;
+mod letters;
 pub mod logs;
 pub mod message;
 pub mod panels;

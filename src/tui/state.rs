@@ -11,6 +11,7 @@ use super::command::Panel;
 use super::dialogs::{Ask, Confirm, Map, Palette, QuestionDialog, TextView};
 use super::field::Field;
 use super::filter::Filter;
+use super::letters::Letters;
 use super::logs::Follow;
 use super::sums::KnownSums;
 use super::theme::{Depth, Theme};
@@ -99,6 +100,8 @@ pub struct State {
     pub fresh: bool,
     /// What the GPUs of each host come to.
     pub sums: KnownSums,
+    /// Which letter is which service.
+    pub letters: Letters,
 }
 
 /// How it is with the controller.
@@ -279,6 +282,7 @@ impl State {
             dirty: true,
             fresh: false,
             sums: KnownSums::default(),
+            letters: Letters::default(),
         }
     }
 
@@ -376,8 +380,11 @@ impl State {
         self.snapshot.as_ref().and_then(|s| s.services.get(name))
     }
 
-    /// The place of a service in the deck's order: its letter and its colour.
+    /// The place of a service among their letters and colours.
     pub fn service_index(&self, name: &ServiceName) -> usize {
+        if let Some(place) = self.letters.place(name) {
+            return place;
+        }
         let services = self.snapshot.iter().flat_map(|s| s.services.keys());
         services.take_while(|n| *n != name).count()
     }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use crate::api::{Bytes, HostLinkState, HostName, HostView, Timestamp};
+use crate::api::{Bytes, DeviceId, GpuHealth, Gpus, HostLinkState, HostName, HostView, Timestamp};
 
 /// GPUs added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct GpuSums {
     pub gpus: u32,
     /// Those of hosts that are not reached, which count for nothing else.
     pub unknown: u32,
+    /// Those that have fallen off the bus.
+    pub lost: u32,
     /// Memory in use, of those that say so.
     pub used: Bytes,
     /// Their memory.
@@ -32,6 +34,7 @@ impl GpuSums {
             sums.add(Self {
                 gpus: 1,
                 unknown: 0,
+                lost: u32::from(gpu.health == GpuHealth::Lost),
                 used: memory.map_or(Bytes::ZERO, |memory| memory.used),
                 total: memory.map_or(Bytes::ZERO, |memory| memory.total),
                 milliwatts: gpu.power_mw.map(u64::from),
@@ -45,6 +48,7 @@ impl GpuSums {
     fn add(&mut self, more: Self) {
         self.gpus = self.gpus.saturating_add(more.gpus);
         self.unknown = self.unknown.saturating_add(more.unknown);
+        self.lost = self.lost.saturating_add(more.lost);
         self.used = self.used.saturating_add(more.used);
         self.total = self.total.saturating_add(more.total);
         if let Some(more) = more.milliwatts {
@@ -53,6 +57,19 @@ impl GpuSums {
         self.busy_percent = self.busy_percent.saturating_add(more.busy_percent);
         self.measured = self.measured.saturating_add(more.measured);
     }
+}
+
+/// Whether the host's driver does not answer.
+fn hangs(host: &HostView) -> bool {
+    host.sample.as_ref().is_some_and(|sample| matches!(sample.gpus, Gpus::Hung { .. }))
+}
+
+/// The GPUs of a host that cannot be read now: as many as there were, or at least those that replicas hold.
+fn not_read(host: &HostView, before: u32) -> GpuSums {
+    let devices = host.ranks.iter().flat_map(|rank| &rank.devices).filter(|d| **d != DeviceId::Cpu);
+    let held = devices.collect::<std::collections::HashSet<_>>().len();
+    let gpus = before.max(u32::try_from(held).unwrap_or(u32::MAX));
+    GpuSums { gpus, unknown: gpus, ..GpuSums::default() }
 }
 
 /// Which sample it is: when it arrived, and the host's own clock in it.
@@ -75,8 +92,10 @@ impl KnownSums {
             let which = (host.sampled, host.sample.as_ref().map(|sample| sample.monotonic_ms));
             let sums = match known.get(&host.name) {
                 Some((of, sums)) if *of == which => *sums,
-                _ => {
-                    let sums = GpuSums::of_host(host);
+                before => {
+                    let before = before.map_or(0, |(_, sums)| sums.gpus);
+                    let sums =
+                        if hangs(host) { not_read(host, before) } else { GpuSums::of_host(host) };
                     known.insert(host.name.clone(), (which, sums));
                     sums
                 }

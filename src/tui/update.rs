@@ -165,6 +165,9 @@ pub fn shows_event(state: &State, event: &EventLine) -> bool {
 
 /// Holds selections and dialogs to what is still there, and lets new questions come up.
 pub fn settle(state: &mut State) {
+    if let Some(snapshot) = &state.snapshot {
+        state.letters.settle(snapshot);
+    }
     let hosts: Vec<HostName> = state.hosts().iter().map(|h| h.name.clone()).collect();
     state.host.settle(&hosts);
     let rows = state.service_rows();

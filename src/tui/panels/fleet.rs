@@ -22,9 +22,10 @@ use ratatui::style::Style;
 
 use super::fleet_cells::{self as cells, Density};
 use super::{nothing, title};
-use crate::api::{Bytes, DownCause, Gpus, HostLinkState, HostView, Timestamp, time};
+use crate::api::{Bytes, DownCause, GpuHealth, Gpus, HostLinkState, HostView, Timestamp, time};
 use crate::tui::command::Panel;
 use crate::tui::draw::{Pen, window};
+use crate::tui::letters::{holders, letter};
 use crate::tui::state::{STALE, State};
 use crate::tui::sums::GpuSums;
 use crate::tui::words;
@@ -104,7 +105,7 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
 /// The sums in the title.
 fn summary(state: &State, hosts: &[&HostView]) -> String {
     let sums = state.sums.of(hosts);
-    let GpuSums { gpus, unknown, used, total, milliwatts, busy_percent, measured } = sums;
+    let GpuSums { gpus, unknown, lost, used, total, milliwatts, busy_percent, measured } = sums;
     let mut out = format!("{} host{}", hosts.len(), if hosts.len() == 1 { "" } else { "s" });
     let away = hosts.iter().filter(|h| !matches!(h.link, HostLinkState::Up)).count();
     if away > 0 {
@@ -114,6 +115,9 @@ fn summary(state: &State, hosts: &[&HostView]) -> String {
         let _ = write!(out, " · {gpus} GPU{}", if gpus == 1 { "" } else { "s" });
         if unknown > 0 {
             let _ = write!(out, " ({unknown} unknown)");
+        }
+        if lost > 0 {
+            let _ = write!(out, " · {lost} LOST");
         }
         if let Some(mean) = busy_percent.checked_div(measured) {
             let _ = write!(out, " · util {mean}%");
@@ -137,8 +141,11 @@ fn legend(pen: &mut Pen<'_>, state: &State, area: Rect) {
     let y = area.bottom() - 1;
     let right = area.right().saturating_sub(2);
     let mut x = area.x + 2;
-    for (i, name) in snapshot.services.keys().enumerate() {
-        let letter = cells::letter(i);
+    let mut named: Vec<(usize, crate::api::ServiceName)> =
+        holders(snapshot).into_iter().map(|name| (state.service_index(&name), name)).collect();
+    named.sort();
+    for (i, name) in named {
+        let letter = letter(i);
         let needs = u16::try_from(name.as_str().len() + 5).unwrap_or(u16::MAX);
         if x.saturating_add(needs) > right {
             break;
@@ -172,12 +179,32 @@ fn link_mark(host: &HostView, state: &State) -> (&'static str, Style) {
     let hung = host.sample.as_ref().is_some_and(|s| matches!(s.gpus, Gpus::Hung { .. }));
     match &host.link {
         HostLinkState::Up if hung => ("✖", theme.bad),
+        HostLinkState::Up if has_lost(host) => ("▲", theme.bad),
         HostLinkState::Up => ("●", theme.good),
         HostLinkState::Limited { .. } => ("◐", theme.warn),
         HostLinkState::Connecting { .. } => ("◌", theme.accent),
         HostLinkState::Asking { .. } => ("?", theme.warn),
         HostLinkState::Down { .. } => ("✖", theme.bad),
     }
+}
+
+/// Whether a GPU of this host has fallen off the bus.
+fn has_lost(host: &HostView) -> bool {
+    let gpus = host.sample.as_ref().map_or(&[][..], |s| s.gpus.list());
+    gpus.iter().any(|gpu| gpu.health == GpuHealth::Lost)
+}
+
+/// Which replicas are on a host whose GPUs are not read: ` · chat r3-0, code r1-1 run there`.
+fn sitting(host: &HostView) -> String {
+    let keys = host.ranks.iter().map(|r| (r.rank.service.as_str(), r.rank.replica.key()));
+    let there: std::collections::BTreeSet<_> = keys.collect();
+    if there.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> =
+        there.iter().map(|(service, key)| format!("{service} {key}")).collect();
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!(" · {} {verb} there", names.join(", "))
 }
 
 /// The link in words, when it is not simply up.
@@ -262,13 +289,14 @@ fn figures(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rec
                 x,
                 y,
                 end,
-                &format!("GPUS NOT READ: {}", crate::api::text::clean(why, 200)),
+                &format!("GPUS NOT READ: {}{}", crate::api::text::clean(why, 200), sitting(host)),
                 theme.bad,
             );
         }
         Gpus::Hung { for_ms } => {
             let time = time::short(std::time::Duration::from_millis(*for_ms));
-            pen.put_cut(x, y, end, &format!("DRIVER HUNG for {time}"), theme.bad);
+            let text = format!("DRIVER HUNG for {time}{}", sitting(host));
+            pen.put_cut(x, y, end, &text, theme.bad);
         }
         Gpus::Some(gpus) => {
             pen.put_cut(x, y, end, &cells::models(gpus), theme.text);

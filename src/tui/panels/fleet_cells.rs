@@ -7,6 +7,7 @@ use ratatui::style::Style;
 
 use crate::api::{Gpu, GpuHealth, HostLinkState, HostView, RankView};
 use crate::tui::draw::{Pen, spark};
+use crate::tui::letters::letter;
 use crate::tui::state::State;
 use crate::tui::words;
 
@@ -42,11 +43,6 @@ pub fn rows(host: &HostView, density: Density, width: u16) -> u16 {
         Density::Roomy if width < MIN_ROOMY => u16::MAX,
         Density::Roomy => count.div_ceil(if width >= TWO { 2 } else { 1 }).saturating_add(1),
     }
-}
-
-/// The letter of the service at `index` of the deck.
-pub fn letter(index: usize) -> char {
-    u8::try_from(index % 26).map_or('?', |i| char::from(b'a' + i))
 }
 
 /// What the GPUs of a host are: `8× NVIDIA H100 80GB HBM3`.
@@ -215,6 +211,9 @@ fn close(pen: &mut Pen<'_>, state: &State, host: &HostView, gpu: &Gpu, area: Rec
     let below = area.y + 1;
     if gpu.health == GpuHealth::Lost {
         pen.put(x, area.y, right, "✖ LOST", theme.bad);
+        if area.height > 1 {
+            pen.put(area.x, below, right, &owner.letter.to_string(), owner.style);
+        }
         return;
     }
     pen.put(x, area.y, right, level(utilisation(gpu)), old(owner.style));
@@ -254,7 +253,8 @@ pub fn strips(
             let owner = owner(state, host, gpu);
             let lost = gpu.health == GpuHealth::Lost;
             x = match strip {
-                _ if lost => pen.put(x, y, right, "✖", theme.bad),
+                0 | 1 if lost => pen.put(x, y, right, "✖", theme.bad),
+                2 if lost => pen.put(x, y, right, &owner.letter.to_string(), theme.bad),
                 0 if is_degraded(gpu) => pen.put(x, y, right, "▲", theme.bad),
                 0 => pen.put(x, y, right, level(utilisation(gpu)), owner.style),
                 1 => pen.put(x, y, right, level(gpu.memory.map(words::share)), owner.style),

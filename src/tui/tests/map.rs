@@ -96,6 +96,29 @@ fn what_hangs_on_different_switches_lies_apart() {
 }
 
 #[test]
+fn a_cordoned_gpu_is_not_free_in_the_map() {
+    let mut state = state(calm(), (80, 24));
+    let effects = press(&mut state, "1m");
+    let mut closed = world();
+    closed.cordons = vec![crate::placement::global::file::Cordon {
+        host: "node1".to_owned(),
+        gpus: Some(vec![7]),
+    }];
+    let dead = &mut closed.hosts[2].gpus[6];
+    (dead.memory_total, dead.memory_free) = (crate::api::Bytes(1), Some(crate::api::Bytes::ZERO));
+    answer_of(&mut state, &effects, closed);
+    press(&mut state, "lllllll");
+    let shown = text(&state);
+    assert!(shown.contains("node1   a0 a0 a0 a0  b0 b0 ·  -  "), "{shown}");
+    assert!(shown.contains("node1 GPU 7") && shown.contains(", cordoned"), "{shown}");
+    // What says nothing of its memory has not got one byte of it.
+    press(&mut state, "jjh");
+    let shown = text(&state);
+    assert!(shown.contains("node3 GPU 6") && shown.contains("memory not known"), "{shown}");
+    assert!(!shown.contains("1 B"), "{shown}");
+}
+
+#[test]
 fn a_replica_is_picked_up_checked_and_moved_as_a_wish() {
     for (size, label) in SIZES {
         let mut state = open(size);

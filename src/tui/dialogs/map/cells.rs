@@ -2,10 +2,10 @@
 
 use ratatui::style::{Modifier, Style};
 
-use super::lies::{Lies, reserved};
+use super::lies::{Lies, cordoned, reserved};
 use crate::api::{ServiceName, WhatIfView, WorldGpu, WorldHost};
 use crate::tui::draw::Pen;
-use crate::tui::panels::fleet_cells;
+use crate::tui::letters;
 use crate::tui::state::State;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,11 @@ impl Cells<'_> {
         if reserved(self.view, self.host, index).is_some() {
             return (wide("#"), theme.warn);
         }
-        if !self.up || self.host.cordoned || self.host.draining {
+        if !self.up
+            || self.host.cordoned
+            || self.host.draining
+            || cordoned(self.view, self.host, index)
+        {
             return (wide("-"), theme.dim);
         }
         (wide("·"), theme.dim)
@@ -101,7 +105,7 @@ fn place(state: &State, view: &WhatIfView, service: usize) -> usize {
 
 /// The letter that the service has in the fleet too.
 pub(super) fn letter(state: &State, view: &WhatIfView, service: usize) -> char {
-    fleet_cells::letter(place(state, view, service))
+    letters::letter(place(state, view, service))
 }
 
 /// The colour that the service has in the other panels too.

@@ -5,7 +5,7 @@ use ratatui::text::{Line, Span};
 
 use super::Map;
 use super::legend::legend;
-use super::lies::{lies_now, reserved};
+use super::lies::{cordoned, lies_now, reserved};
 use crate::api::{Hint as _, WhatIfView};
 use crate::tui::dialogs::plan::wrapped;
 use crate::tui::draw::Pen;
@@ -84,9 +84,16 @@ impl Map {
     fn under_cursor(&self, view: &WhatIfView) -> String {
         let Some(host) = view.world.hosts.get(self.host) else { return String::new() };
         let Some(gpu) = host.gpus.get(self.gpu) else {
-            return format!("{}: no GPU", host.name);
+            let why = host.gpu_trouble.as_deref().map(|why| format!(": {why}"));
+            return format!("{}: no GPU{}", host.name, why.unwrap_or_default());
         };
-        let free = gpu.memory_free.map_or_else(String::new, |f| format!(", {f} free"));
+        // One that does not say its memory has none that counts.
+        let known = gpu.memory_total.0 > 1;
+        let total =
+            if known { gpu.memory_total.to_string() } else { "memory not known".to_owned() };
+        let free = gpu.memory_free.filter(|_| known);
+        let free = free.map_or_else(String::new, |f| format!(", {f} free"));
+        let closed = if cordoned(view, host, gpu.index) { ", cordoned" } else { "" };
         let switch = gpu.pcie_switch.map_or_else(String::new, |n| format!(", PCIe switch {n}"));
         let key = (host.name.clone(), gpu.index);
         let who = match lies_now(view).get(&key) {
@@ -99,8 +106,8 @@ impl Map {
         };
         let sick = if gpu.health == "ok" { String::new() } else { format!(", {}", gpu.health) };
         format!(
-            "{} GPU {}: {} {}{free}{switch}{who}{sick}",
-            host.name, gpu.index, gpu.model, gpu.memory_total
+            "{} GPU {}: {} {total}{free}{switch}{who}{sick}{closed}",
+            host.name, gpu.index, gpu.model
         )
     }
 }

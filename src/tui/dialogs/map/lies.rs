@@ -15,6 +15,13 @@ pub(super) fn reserved<'a>(view: &'a WhatIfView, host: &WorldHost, index: u32) -
     of.map(|r| r.by.as_str())
 }
 
+/// Whether this single GPU takes nothing new.
+pub(super) fn cordoned(view: &WhatIfView, host: &WorldHost, index: u32) -> bool {
+    view.world.cordons.iter().any(|cordon| {
+        cordon.host == host.name && cordon.gpus.as_ref().is_none_or(|gpus| gpus.contains(&index))
+    })
+}
+
 pub(super) fn lies_now(view: &WhatIfView) -> Lies {
     let mut lies = Lies::new();
     for running in &view.world.placements {
