@@ -22,6 +22,7 @@ pub mod panels;
 pub mod picture;
 pub mod run;
 pub mod state;
+mod strip;
 pub mod sums;
 pub mod terminal;
 pub mod theme;

@@ -7,6 +7,7 @@ mod map;
 mod moving;
 mod questions;
 mod rollouts;
+mod standing;
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;

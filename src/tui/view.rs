@@ -19,7 +19,7 @@ use super::command::{Command, Panel};
 use super::draw::Pen;
 use super::layout::{self, Areas};
 use super::state::{Controller, Mode, State};
-use super::{act, ascii, dialogs, keymap, panels, words};
+use super::{act, ascii, dialogs, keymap, panels, strip, words};
 use crate::api::Severity;
 
 /// Draws the screen.
@@ -49,7 +49,7 @@ pub fn draw(state: &State, buffer: &mut Buffer) -> Option<Position> {
     } else {
         waiting(pen, state, areas.body);
     }
-    strip(pen, state, areas.strip);
+    strip::draw(pen, state, areas.strip);
     old(pen, state, &areas);
     let mut cursor = hints(pen, state, &areas);
     cursor = dialogs::draw(pen, state, areas.body).or(cursor);
@@ -152,35 +152,17 @@ fn waiting(pen: &mut Pen<'_>, state: &State, body: Rect) {
     match &state.controller {
         Controller::Lost { why, hint, retry_at, .. } => {
             let again = format!("tried again in {}", words::left(state.now, *retry_at));
-            let hint = hint.as_ref().map(|h| format!("→ {h}")).unwrap_or_default();
+            let hint = match hint {
+                Some(hint) if state.look.can_start && hint.contains("starts one") => {
+                    "→ R starts one".to_owned()
+                }
+                Some(hint) => format!("→ {hint}"),
+                None => String::new(),
+            };
             let why = format!("✖ the controller is not reached: {why}");
             panels::nothing(pen, body, &[&why, &hint, &again]);
         }
         _ => panels::nothing(pen, body, &["asking the controller …"]),
-    }
-}
-
-/// What the other panels would say: on small screens only one of them is seen.
-fn strip(pen: &mut Pen<'_>, state: &State, area: Rect) {
-    let Some(snapshot) = state.snapshot.as_ref().filter(|_| area.height >= 2) else { return };
-    let rolling = snapshot.services.values().find(|s| {
-        state.panel != Panel::Rollout && s.rollout.as_ref().is_some_and(|r| r.outcome.is_none())
-    });
-    let (y, right) = (area.y, area.right());
-    let mut x = area.x + 1;
-    match rolling.and_then(|s| s.rollout.as_ref().map(|r| (s, r))) {
-        Some((service, rollout)) => {
-            x = pen.put(x, y, right, service.name.as_str(), pen.theme.strong) + 1;
-            pen.line(x, y, right, &panels::rollout::in_short(state, service, rollout));
-        }
-        None => {
-            for service in snapshot.services.values() {
-                x = pen.line(x, y, right, &panels::services::in_short(state, service));
-            }
-        }
-    }
-    if let Some(event) = snapshot.events.back().filter(|_| state.panel != Panel::Events) {
-        panels::events::line(pen, state, event, Rect { y: y + 1, height: 1, ..area }, 0);
     }
 }
 

@@ -32,14 +32,14 @@ pub fn lines(plan: &PlanView, theme: &Theme, width: usize) -> Vec<Line<'static>>
     let mut out = Vec::new();
     for warning in &plan.warnings {
         let style = if warning.contains("OUTAGE") { theme.bad } else { theme.warn };
-        out.extend(wrapped(&format!("▲ {warning}"), width, style));
+        out.extend(wrapped(&short_list(&format!("▲ {warning}"), width), width, style));
     }
     if plan.forecast.outage && !plan.warnings.iter().any(|w| w.contains("OUTAGE")) {
         let text = format!("▲ OUTAGE: {} stops serving on the way", plan.service);
         out.extend(wrapped(&text, width, theme.bad));
     }
     if let Some(behind) = &plan.behind {
-        out.extend(wrapped(&behind.text(), width, theme.text));
+        out.extend(wrapped(&behind.text_queued(), width, theme.text));
     }
     let from = plan.from.map_or_else(|| "nothing".to_owned(), |f| f.to_string());
     if plan.nothing_to_do {
@@ -147,6 +147,26 @@ fn steps(plan: &PlanView, theme: &Theme, width: usize, out: &mut Vec<Line<'stati
     }
 }
 
+/// Most rows that a list of edited files takes: what the plan does stands below it.
+const MOST_FILES_ROWS: usize = 3;
+
+/// A warning with a list of files; of a long list the first ones, and how many more.
+fn short_list(warning: &str, width: usize) -> String {
+    const LIST: &str = "edited and not committed: ";
+    let rows = |text: &str| wrapped(text, width, Style::new()).len();
+    let Some((head, files)) = warning.split_once(LIST) else { return warning.to_owned() };
+    let files: Vec<&str> = files.split(", ").collect();
+    let with = |count: usize| {
+        let shown = files.get(..count).unwrap_or(&files).join(", ");
+        match files.len().saturating_sub(count) {
+            0 => format!("{head}{LIST}{shown}"),
+            more => format!("{head}{LIST}{shown} and {more} more"),
+        }
+    };
+    let fits = |count: &usize| rows(&with(*count)) <= MOST_FILES_ROWS;
+    with((1..=files.len()).rev().find(fits).unwrap_or(1))
+}
+
 fn names(replicas: &[ReplicaId]) -> String {
     replicas.iter().map(|r| r.key().to_string()).collect::<Vec<_>>().join(" ")
 }
@@ -232,4 +252,21 @@ pub fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
         out.push(line);
     }
     out.into_iter().map(|l| Line::styled(l, style)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_of_edited_files_leaves_room_for_the_plan() {
+        let files: Vec<String> = (0..19).map(|n| format!("services/service-{n:02}.toml")).collect();
+        let warning = format!("▲ edited and not committed: {}", files.join(", "));
+        let short = short_list(&warning, 70);
+        assert!(wrapped(&short, 70, Style::new()).len() <= MOST_FILES_ROWS, "{short}");
+        assert!(short.contains("service-00.toml") && short.ends_with(" more"), "{short}");
+        let two = "▲ edited and not committed: a.toml, b.toml";
+        assert_eq!(short_list(two, 70), two);
+        assert_eq!(short_list("▲ OUTAGE: x, y", 70), "▲ OUTAGE: x, y");
+    }
 }

@@ -7,9 +7,11 @@ pub mod fleet_cells;
 pub mod host;
 pub mod host_gpus;
 pub mod logs;
+pub mod replica;
 pub mod rollout;
 pub mod service;
 pub mod services;
+pub mod standing;
 
 use ratatui::layout::Rect;
 

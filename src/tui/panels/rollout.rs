@@ -29,7 +29,7 @@ pub use headline::{broken, headline, in_short};
 
 use ratatui::layout::Rect;
 
-use super::services::{replica_heads, replica_row};
+use super::replica::{replica_heads, replica_row};
 use super::{nothing, title};
 use crate::api::{Condition, Rollout, ServiceView};
 use crate::tui::command::Panel;

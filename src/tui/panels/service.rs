@@ -17,7 +17,8 @@
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::services::replica_row;
+use super::replica::replica_row;
+use super::standing;
 use crate::api::{Condition, ServiceName, ServiceView};
 use crate::tui::draw::Pen;
 use crate::tui::state::State;
@@ -81,18 +82,14 @@ fn facts(state: &State, service: &ServiceView, width: usize) -> Vec<Line<'static
     let field = |name: &str, text: String, style| {
         Line::from(vec![Span::styled(format!("{name:<10} "), theme.dim), Span::styled(text, style)])
     };
-    let (mark, style) = words::condition_mark(service.condition, theme);
-    let word = service.condition.word();
+    let (mark, style, word) = standing::standing(state, service);
     let standing = match service.condition {
         Condition::Elsewhere => format!("{mark} {word}"),
         _ => format!("{mark} {word}, {}, floor {}", words::ready(service), service.floor),
     };
     let mut out = vec![field("condition", standing, style)];
-    if let Some(trouble) = &service.trouble {
+    for trouble in standing::troubles(state, service) {
         out.extend(crate::tui::dialogs::wrapped(&format!("▲ {trouble}"), width, theme.warn));
-    }
-    if let Some(unseen) = state.snapshot.as_ref().and_then(|s| s.unseen(service, state.now)) {
-        out.extend(crate::tui::dialogs::wrapped(&format!("▲ {unseen}"), width, theme.warn));
     }
     out.push(field("model", format!("{} on {}", service.model, service.engine), theme.text));
     let url = service.url.clone().unwrap_or_else(|| words::ABSENT.to_owned());

@@ -13,11 +13,12 @@
 use std::fmt::Write as _;
 
 use ratatui::layout::Rect;
-use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
+use super::replica::replica_row;
+use super::standing::{self, standing};
 use super::{nothing, title};
-use crate::api::{Condition, DeviceId, ReplicaView, ServiceView};
+use crate::api::{Condition, ServiceView};
 use crate::tui::command::Panel;
 use crate::tui::draw::{Column, Pen, col, grow, num, places, window};
 use crate::tui::state::{ServiceRow, State};
@@ -38,18 +39,15 @@ const COLUMNS: [Column; 11] = [
 ];
 
 /// Columns at the right of all rows: the share of the traffic of a replica, with room on both sides.
-const SHARE: u16 = 7;
+pub(super) const SHARE: u16 = 7;
 /// Columns of what the gateway sees. They stand last, so that a replica's are below its service's.
-const RATE: u16 = 8;
-const ERRORS: u16 = 6;
-const MEAN: u16 = 7;
-
-/// Columns of a replica's row from which its own traffic is shown.
-const WITH_TRAFFIC: u16 = 84;
+pub(super) const RATE: u16 = 8;
+pub(super) const ERRORS: u16 = 6;
+pub(super) const MEAN: u16 = 7;
 
 /// Rows that the panel would like to have.
 pub fn height(state: &State) -> u16 {
-    let trouble = state.services().iter().filter(|s| s.trouble.is_some()).count();
+    let trouble: usize = state.services().iter().map(|s| standing::troubles(state, s).len()).sum();
     let rows = state.service_rows().len() + trouble + 3;
     u16::try_from(rows).unwrap_or(u16::MAX)
 }
@@ -60,6 +58,12 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
     let ready: u32 = services.iter().map(|s| s.ready).sum();
     let pending = services.iter().filter(|s| s.has_new_edit()).count();
     let mut more = format!("{} · {ready} replicas ready", services.len());
+    match standing::unseen(state, &services) {
+        0 => {}
+        unseen => {
+            let _ = write!(more, " ({unseen} not seen)");
+        }
+    }
     if pending > 0 {
         let noun = if pending == 1 { "change waits" } else { "changes wait" };
         let _ = write!(more, " · ✎ {pending} {noun}: press a");
@@ -97,7 +101,10 @@ pub fn draw(pen: &mut Pen<'_>, state: &State, area: Rect, focused: bool) {
         match row {
             ServiceRow::Service(_) => {
                 service_row(pen, state, service, &at, y);
-                if let Some(trouble) = service.trouble.as_ref().filter(|_| y + 1 < list.bottom()) {
+                for trouble in standing::troubles(state, service) {
+                    if y + 1 >= list.bottom() {
+                        break;
+                    }
                     y += 1;
                     let text = format!("▲ {trouble}");
                     pen.put_cut(left + 3, y, right, &text, pen.theme.warn);
@@ -129,7 +136,7 @@ fn service_row(
     y: u16,
 ) {
     let theme = pen.theme;
-    let (mark, style) = words::condition_mark(service.condition, theme);
+    let (mark, style, word) = standing(state, service);
     let name = theme.service(state.service_index(&service.name)).patch(theme.strong);
     let ready_style = if service.ready < service.floor {
         theme.bad
@@ -146,7 +153,7 @@ fn service_row(
     let mut cell = |i, text: &str, style| pen.cell(&COLUMNS, at, i, y, text, style);
     cell(0, mark, style);
     cell(1, service.name.as_str(), name);
-    cell(2, service.condition.word(), style);
+    cell(2, word, style);
     cell(3, &ready, ready_style);
     cell(4, &release_words(service), theme.text);
     cell(5, &service.engine, theme.dim);
@@ -180,113 +187,10 @@ pub fn release_words(service: &ServiceView) -> String {
     out
 }
 
-/// Whether a replica is of the release that comes.
-fn is_new(service: &ServiceView, replica: &ReplicaView) -> bool {
-    let rolling = service.rollout.as_ref().filter(|r| r.outcome.is_none());
-    rolling.is_some_and(|r| r.to == replica.release() && r.from != Some(r.to))
-}
-
-/// Where what the gateway sees ends in rows up to `right`: requests, errors, mean.
-fn traffic_ends(right: u16) -> [u16; 3] {
-    let mean = right.saturating_sub(SHARE - 1);
-    let errors = mean.saturating_sub(MEAN + 1);
-    [errors.saturating_sub(ERRORS + 1), errors, mean]
-}
-
-/// The heads above the numbers of replicas in rows from `x` to `right`.
-pub fn replica_heads(pen: &mut Pen<'_>, x: u16, y: u16, right: u16) {
-    let (style, room) = (pen.theme.header, right.saturating_sub(x));
-    // On a small screen the row is its title's.
-    if room >= 48 {
-        pen.put_right(x, y, right, "SHARE", style);
-    }
-    if room >= WITH_TRAFFIC {
-        for (head, end) in ["REQ/S", "ERRORS", "MEAN"].into_iter().zip(traffic_ends(right)) {
-            pen.put_right(x, y, end, head, style);
-        }
-    }
-}
-
-/// One replica in one line.
-pub fn replica_row(
-    pen: &mut Pen<'_>,
-    state: &State,
-    service: &ServiceView,
-    replica: &ReplicaView,
-    x: u16,
-    y: u16,
-    right: u16,
-) {
-    let theme = pen.theme;
-    let release = if is_new(service, replica) { theme.new } else { theme.old };
-    let (word, mark, style, done) = words::phase(replica, theme);
-    let weight = words::weight(replica);
-    let (errors, errors_style) = words::errors(&replica.traffic, theme);
-    let room = right.saturating_sub(x);
-    // From the right: weight, then the traffic where there is room.
-    let mut end = pen.put_right(x, y, right, &weight, weight_style(replica, theme.text, theme.dim));
-    end = end.min(right.saturating_sub(4)).saturating_sub(1);
-    if room >= WITH_TRAFFIC {
-        let [rate_end, errors_end, mean_end] = traffic_ends(right);
-        let mean = words::millis(replica.traffic.mean_response_ms);
-        pen.put_right(x, y, mean_end.min(end), &mean, theme.dim);
-        pen.put_right(x, y, errors_end, &errors, errors_style);
-        pen.put_right(x, y, rate_end, &words::rate(&replica.traffic), theme.dim);
-        end = rate_end.saturating_sub(RATE + 1);
-    }
-    let mut at = pen.put(x, y, end, &format!("{:<6} ", replica.id.key()), release);
-    at = pen.put(at, y, end, &format!("{mark} "), style);
-    if room >= 60 {
-        at = pen.put(at, y, end, &format!("{} ", words::track(done)), style);
-    }
-    at = pen.put(at, y, end, &format!("{word:<8} "), style);
-    let since = words::ago(state.now, replica.since);
-    at = pen.put(at, y, end, &format!("{since:<6} "), theme.dim);
-    let note = words::phase_note(&replica.phase, state.now).or_else(|| replica.trouble.clone());
-    at = pen.put(at, y, end, &places_of(state, replica), theme.text);
-    // Behind the columns, which it would push aside.
-    if replica.id.attempt.0.get() > 1 {
-        at = pen.put(at + 1, y, end, &format!("try {}", replica.id.attempt), theme.warn);
-    }
-    if let Some(note) = note {
-        pen.put_cut(at + 1, y, end, &format!("▲ {note}"), theme.warn);
-    }
-}
-
-fn weight_style(replica: &ReplicaView, some: Style, none: Style) -> Style {
-    let any = replica.weight_percent > 0 || replica.weight_wanted_percent.is_some();
-    if any { some } else { none }
-}
-
-/// Where a replica runs: `node1 GPU 0-3, node2 GPU 0-3`.
-pub fn places_of(state: &State, replica: &ReplicaView) -> String {
-    let place = |rank: &crate::api::RankView| {
-        let host = state.snapshot.as_ref().and_then(|s| s.hosts.get(&rank.host));
-        let gpus = host.and_then(|h| h.sample.as_ref()).map_or(&[][..], |s| s.gpus.list());
-        if rank.devices.contains(&DeviceId::Cpu) {
-            return format!("{} cpu", rank.host);
-        }
-        let labels: Vec<String> = rank
-            .devices
-            .iter()
-            .filter_map(|d| gpus.iter().find_map(|g| g.part(d)))
-            .map(|part| part.label)
-            .collect();
-        if labels.is_empty() {
-            return format!("{} ({} GPUs)", rank.host, rank.devices.len());
-        }
-        // Instances of divided GPUs, `7:1`, are no numbers.
-        let indices: Result<Vec<u32>, _> = labels.iter().map(|l| l.parse::<u32>()).collect();
-        let which = indices.map_or_else(|_| labels.join(","), words::ranges);
-        format!("{} GPU {which}", rank.host)
-    };
-    replica.ranks.iter().map(place).collect::<Vec<_>>().join(", ")
-}
-
 /// A service in a few words, for the strip of small screens.
 pub fn in_short(state: &State, service: &ServiceView) -> Line<'static> {
     let theme = &state.theme;
-    let (mark, style) = words::condition_mark(service.condition, theme);
+    let (mark, style, _) = standing(state, service);
     Line::from(vec![
         Span::styled(format!("{mark} "), style),
         Span::styled(service.name.to_string(), theme.strong),
