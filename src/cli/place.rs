@@ -8,7 +8,7 @@ use super::exit::{Failure, Success};
 use super::table;
 use crate::controller::search_threads::helpers;
 use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
-use crate::placement::global::file::Rank;
+use crate::placement::global::file::{Rank, WorldHost};
 use crate::placement::global::read::MAX_WORLD_BYTES;
 use crate::placement::global::{Answer, Control, WorldFile, read, solve};
 
@@ -190,6 +190,24 @@ pub fn away(world: &WorldFile) -> Option<String> {
     (!names.is_empty()).then(|| format!("! not there: {shown}{more}"))
 }
 
+/// The hosts that are there and whose GPUs are not seen, though replicas run on them; a line each.
+pub fn unread(world: &WorldFile) -> Vec<String> {
+    let runs_on = |host: &WorldHost| {
+        let ranks = world.placements.iter().flat_map(|p| &p.ranks);
+        ranks.filter(|rank| rank.host == host.name).count()
+    };
+    let hosts = world.hosts.iter().filter(|host| host.up && runs_on(host) > 0);
+    let told = hosts.filter_map(|host| {
+        let why = host.gpu_trouble.as_ref()?;
+        let count = table::plural(runs_on(host) as u64, "rank");
+        Some(format!(
+            "! {}: {why}; what runs there ({count}) stays, on GPUs that are not seen",
+            host.name
+        ))
+    });
+    told.collect()
+}
+
 /// What it is worth, level by level.
 pub fn print_levels(answer: &Answer) -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = answer
@@ -219,7 +237,7 @@ pub fn print_rejected(answer: &Answer) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -244,6 +262,20 @@ mod tests {
         let lines: Vec<String> = answer.moves.iter().map(|m| one_move(&answer, m)).collect();
         assert_eq!(lines, ["low/0: a [0] → STOPS", "high/0: b [0] → a [0]"]);
         assert_eq!(away(&world).as_deref(), Some("! not there: b"));
+    }
+
+    #[test]
+    fn gpus_that_are_not_seen_are_told_where_something_runs_on_them() {
+        let world = r#"{"hosts": [
+                {"name": "a", "gpu_trouble": "its GPU driver has not answered for 45 s",
+                    "gpus": [{"index": 0, "memory_total": "80GiB", "health": "not seen"}]},
+                {"name": "b", "gpu_trouble": "it has no GPU", "gpus": []}],
+            "services": [{"name": "chat", "replicas": 1, "shapes": [{}]}],
+            "placements": [{"service": "chat", "replica": 0, "ranks": [{"host": "a", "gpus": [0]}]}]}"#;
+        let told = unread(&read(world, "world").unwrap());
+        assert_eq!(told.len(), 1, "{told:?}");
+        let words = "! a: its GPU driver has not answered for 45 s; what runs there (1 rank) stays";
+        assert!(told[0].starts_with(words), "{told:?}");
     }
 
     #[test]

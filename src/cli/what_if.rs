@@ -119,6 +119,7 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
     if let Some(away) = place::away(&view.world) {
         table::out(&away)?;
     }
+    place::unread(&view.world).iter().try_for_each(|line| table::out(line))?;
     if question.explain {
         place::print_rejected(&view.answer)?;
     }

@@ -59,7 +59,9 @@ impl<'a> Reasons<'a> {
                 .map(|(g, free)| (&g.model, g.memory_total, free, Joined::of(g), g.mig.as_deref()))
                 .collect();
             let next = known.len() as u32;
-            self.looks.push(*known.entry((gpus, &self.p.outside[h])).or_insert(next));
+            // Of a host without GPUs it counts why there are none.
+            let none = gpus.is_empty().then_some((host.up, &host.gpu_trouble));
+            self.looks.push(*known.entry((gpus, &self.p.outside[h], none)).or_insert(next));
         }
     }
 

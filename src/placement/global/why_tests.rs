@@ -44,6 +44,21 @@ fn unplaced(world: &Value) -> String {
     solved(world).services[0].unplaced.clone().unwrap_or_else(|| "placed".to_owned())
 }
 
+/// One that is away, or whose driver hangs, may well have GPUs.
+#[test]
+fn a_host_whose_gpus_are_not_seen_is_not_said_to_have_none() {
+    let mut away = plain("away", 0);
+    away["up"] = json!(false);
+    let mut hung = plain("hung", 0);
+    hung["gpu_trouble"] = json!("its GPU driver has not answered for 45 s");
+    let hosts = [plain("bare", 0), away, hung, plain("small", 2)];
+    let world = json!({"version": 1, "hosts": hosts, "services": [four(json!({}))]});
+    let told = serde_json::to_value(&solved(&world).services[0].rejected).unwrap().to_string();
+    for why in ["it has no GPU", "not reached", "its GPU driver has not answered for 45 s"] {
+        assert!(told.contains(why), "{why}: {told}");
+    }
+}
+
 #[test]
 fn the_first_rule_that_leaves_too_few_gpus_is_named() {
     let busy = |i: u32, gpu: &mut Value| {
