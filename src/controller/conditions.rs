@@ -51,6 +51,8 @@ impl Core {
         }
         match (was, is) {
             (false, true) => self.say(Severity::Warning, None, &words.unwrap_or_default()),
+            // Told of each service by who knows which it was.
+            (true, false) if kind == DeckConditionKind::Restarting => {}
             (true, false) => {
                 self.say(Severity::Info, None, &format!("{} is over", kind.name()));
             }

@@ -2,9 +2,10 @@
 
 use super::ledger::because;
 use crate::api::{EventLine, Severity};
-use crate::base::{Timestamp, text};
+use crate::base::{ReleaseNumber, ReplicaKey, Timestamp, text};
 use crate::rollout::{
-    Condition, Direction, EventKind, Gate, HoldCause, Outcome, Phase, ReplicaState, ServiceState,
+    Condition, Direction, EventKind, Gate, HoldCause, Outcome, Phase, ReplicaState, RequestedMove,
+    ServiceState,
 };
 
 /// The lines for the Events panel.
@@ -90,10 +91,8 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
             let why = reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
             story.warn(format!("{by} stops the service{why}"));
         }
-        EventKind::MovesRequested { why, moves, .. } => {
-            let n = moves.len();
-            let s = if n == 1 { "" } else { "s" };
-            story.info(format!("{why}: {n} replica{s} to move away"));
+        EventKind::MovesRequested { release, why, moves, .. } => {
+            story.info(format!("{}: {why}", to_move(*release, moves)));
         }
         EventKind::Lent { .. } | EventKind::TakenOut { .. } => {
             for loan in after.loans.iter().filter(|l| !before.loans.contains(l)) {
@@ -121,6 +120,21 @@ pub fn narrate(before: &ServiceState, after: &ServiceState, kind: &EventKind) ->
         story.error("no replica is ready".to_owned());
     }
     story.lines
+}
+
+/// Which replica is to move and where to, or how many.
+fn to_move(release: ReleaseNumber, moves: &[RequestedMove]) -> String {
+    match moves {
+        [one] => {
+            let key = ReplicaKey { release, replica: one.replica };
+            let mut hosts: Vec<&str> = one.plan.ranks.iter().map(|r| r.host.as_str()).collect();
+            hosts.dedup();
+            let to =
+                if hosts.is_empty() { String::new() } else { format!(" to {}", hosts.join(", ")) };
+            format!("{key} is to move{to}")
+        }
+        several => format!("{} replicas are to move", several.len()),
+    }
 }
 
 /// That what somebody did has ended a pause, too: whoever paused it counts on it.
@@ -303,7 +317,9 @@ fn outcome(story: &mut Story<'_>, before: &ServiceState, after: &ServiceState) {
         match outcome {
             Outcome::Completed => story.info(format!("{} is stable", now.to)),
             Outcome::RolledBack { why } => story.warn(format!("{} was taken back: {why}", now.to)),
-            Outcome::Aborted { why } => story.warn(format!("{} was aborted: {why}", now.to)),
+            Outcome::Aborted { .. } => {
+                story.warn(format!("{} was {}", now.to, outcome.text()));
+            }
             Outcome::Failed { why } => story.error(format!("{} failed: {why}", now.to)),
         }
     }
@@ -355,6 +371,27 @@ mod tests {
         let ended = tell(7_000, r#""promoted","by":"bob","all":true,"reason":"it is late""#);
         let words = "bob promotes to the end, which ends the pause of ada: it is late".to_owned();
         assert_eq!(ended, (words, None, None));
+    }
+
+    #[test]
+    fn a_reason_stands_behind_what_it_is_the_reason_for() {
+        let plan: ReplicaPlan = ReplicaPlan { ranks: Vec::new(), shape: None };
+        let moves = |n| (0..n).map(|replica| RequestedMove { replica, plan: plan.clone() });
+        let told = |n| {
+            let moves: Vec<RequestedMove> = moves(n).collect();
+            to_move(ReleaseNumber(1), &moves)
+        };
+        assert_eq!([told(1), told(2)], ["r1-0 is to move", "2 replicas are to move"]);
+        let mut before = ServiceState::new("chat".parse().unwrap());
+        let deck = crate::base::DeckId(uuid::Uuid::from_u128(1));
+        let release = crate::controller::saved::tests::release(deck, &before.service);
+        let requested = crate::controller::saved::tests::requested(release);
+        step(&mut before, &Event { at: Timestamp(1), kind: requested });
+        let mut after = before.clone();
+        let ended = Outcome::Aborted { why: "aborted by root".to_owned() };
+        after.rollout.as_mut().unwrap().outcome = Some(ended);
+        let lines = narrate(&before, &after, &EventKind::Tick);
+        assert!(lines.iter().any(|l| l.text.ends_with(" was aborted by root")), "{lines:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! like one that heals: what does not heal has a name.
 
 use super::core::{Core, now};
-use crate::api::DeckConditionKind;
+use crate::api::{DeckConditionKind, Severity};
 use crate::base::{ServiceName, Timestamp, text};
 use crate::rollout::{Phase, ServiceState};
 
@@ -14,6 +14,9 @@ const MAX_CAUSE: usize = 160;
 
 /// Replicas that are named; of more only the number is told.
 const NAMED: usize = 3;
+
+/// What is told of a service whose replicas are well again, or gone.
+const HEALED: &str = "none of its replicas fails again and again any more";
 
 /// What is told of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +109,9 @@ impl Core {
             .cloned()
             .collect();
         for service in changed {
+            if !self.restarting.contains_key(&service) {
+                self.say(Severity::Info, Some(&service), HEALED);
+            }
             self.publish_service(&service);
         }
     }

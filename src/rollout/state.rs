@@ -360,6 +360,27 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// How it ended in a word or two, and why: who aborted it is told without that word once more.
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Completed => ("completed", ""),
+            Self::RolledBack { why } => ("rolled back", why),
+            Self::Aborted { why } => ("aborted", why.strip_prefix("aborted ").unwrap_or(why)),
+            Self::Failed { why } => ("failed", why),
+        }
+    }
+
+    /// Both in a line: `rolled back: the canary failed`, `aborted by ada: too late`.
+    pub fn text(&self) -> String {
+        match self.words() {
+            (word, "") => word.to_owned(),
+            (word, why) if why.starts_with("by ") => format!("{word} {why}"),
+            (word, why) => format!("{word}: {why}"),
+        }
+    }
+}
+
 /// A service in one word, for lists and exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -126,7 +126,12 @@ fn together(entry: &Value) -> Option<String> {
 fn rollout_ended(entry: &Value) -> Option<String> {
     let outcome = entry.pointer("/result/outcome")?.as_str()?.replace('_', " ");
     let release = entry.pointer("/result/release").and_then(release)?;
-    Some(format!("{outcome} {release}{}", because(&word(entry, "/result/why"))))
+    let why = word(entry, "/result/why");
+    // Who aborted it is told without that word once more.
+    Some(match why.strip_prefix("aborted ").filter(|_| outcome == "aborted") {
+        Some(by) => format!("{outcome} {release} {by}"),
+        None => format!("{outcome} {release}{}", because(&why)),
+    })
 }
 
 fn answered(entry: &Value) -> Option<String> {
@@ -255,6 +260,11 @@ mod tests {
                 "rollout_ended",
                 json!({ "release": 4, "outcome": "rolled_back", "why": "no token" }),
                 "rolled back r4: no token",
+            ),
+            (
+                "rollout_ended",
+                json!({ "release": 4, "outcome": "aborted", "why": "aborted by ada: too late" }),
+                "aborted r4 by ada: too late",
             ),
             ("gap", json!("3 lines are missing"), "3 lines are missing"),
             ("answered", json!({ "result": "rollout_begun", "release": 4 }), "rollout begun r4"),
