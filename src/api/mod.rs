@@ -22,7 +22,7 @@ pub mod who;
 
 pub use crate::base::{
     Attempt, Bytes, DeckId, DeviceId, DownCause, Hint, HostName, RankId, ReleaseId, ReleaseNumber,
-    ReplicaId, ReplicaKey, Revision, ServiceName, Timestamp, text, time,
+    ReplicaId, ReplicaKey, Revision, ServiceName, Timestamp, text, time, wrap,
 };
 pub use crate::placement::global::answer::{
     Copy as WeightsCopy, Level, Move, RankAnswer, ReplicaAnswer, ServiceAnswer,

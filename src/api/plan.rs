@@ -95,7 +95,7 @@ pub struct PlanPlace {
     pub host: HostName,
     /// The devices there.
     pub devices: Vec<DeviceId>,
-    /// The devices for people, by their index on the host: `GPU 0, GPU 1`.
+    /// The devices for people, by their index on the host: `GPU 0-1`.
     pub devices_text: String,
 }
 
@@ -142,7 +142,7 @@ pub fn lowest_text(ready: u32, serving: u32) -> String {
 }
 
 impl PlanMove {
-    /// `start r2-0 on node1 GPU 0, GPU 1`.
+    /// `start r2-0 on node1 GPU 0-1`.
     pub fn text(&self) -> String {
         let verb = match self.verb {
             Verb::Start => "start",

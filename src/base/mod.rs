@@ -12,6 +12,7 @@ pub mod quote;
 pub mod text;
 pub mod time;
 pub mod traffic;
+pub mod wrap;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use cause::DownCause;

@@ -6,7 +6,7 @@ use super::core::Core;
 use super::measured::Key;
 use crate::api::hub::Hub;
 use crate::api::{PlanMove, PlanPlace, PlanStep, PlanTime};
-use crate::base::{DeviceId, HostName, ReplicaKey, time};
+use crate::base::{DeviceId, HostName, ReplicaKey, time, wrap};
 use crate::rollout::forecast::{Forecast, How, Stage, Unknown};
 use crate::rollout::{Release, ReplicaPlan, ServiceState, Timings};
 use crate::spec::{StepSpec, Strategy};
@@ -54,24 +54,26 @@ fn kind_of(hub: &Hub, plan: &ReplicaPlan) -> String {
     parts.join(" + ")
 }
 
-/// Devices by their index on the host: `GPU 0, GPU 1`.
+/// Devices by their index on the host: `GPU 0-3`.
 pub fn devices_text(hub: &Hub, host: &HostName, devices: &[DeviceId]) -> String {
     if devices == [DeviceId::Cpu] {
         return "cpu".to_owned();
     }
-    let mut indexes: Vec<String> = hub.with(|s| {
+    let labels: Vec<String> = hub.with(|s| {
         let sample = s.hosts.get(host).and_then(|h| h.sample.as_ref());
         let gpus = sample.map(|s| s.gpus.list()).unwrap_or_default();
         gpus.iter()
             .flat_map(|g| devices.iter().filter_map(|d| g.part(d)))
-            .map(|part| format!("GPU {}", part.label))
+            .map(|part| part.label)
             .collect()
     });
-    let lost = devices.len().saturating_sub(indexes.len());
+    let mut words = vec![wrap::gpus(&labels)];
+    let lost = devices.len().saturating_sub(labels.len());
     if lost > 0 {
-        indexes.push(format!("{lost} GPU{} not seen now", if lost == 1 { "" } else { "s" }));
+        words.push(format!("{lost} GPU{} not seen now", if lost == 1 { "" } else { "s" }));
     }
-    indexes.join(", ")
+    words.retain(|part| !part.is_empty());
+    words.join(", ")
 }
 
 /// Where the ranks of a replica are.

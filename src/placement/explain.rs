@@ -8,17 +8,11 @@ use super::global::{Joined, ON_NODE, ON_SWITCH, link_cost};
 use super::rules::{available, excluded, excluded_by_spec, needed_on, occupants, unmet};
 use super::service::fitting;
 use super::world::{GpuCapacity, HostCapacity};
-use crate::base::{Bytes, ReplicaKey, text};
+use crate::base::{Bytes, text, wrap};
 use crate::spec::{DeviceKind, Link, ParallelShape};
 
-/// Why these GPUs, in one line.
-pub(super) fn chosen(
-    gpus: &[&GpuCapacity],
-    groups: &[Vec<&GpuCapacity>],
-    memory: Bytes,
-    in_place_of: &BTreeSet<ReplicaKey>,
-) -> String {
-    let list: Vec<String> = gpus.iter().map(|g| g.label()).collect();
+/// What these GPUs are and how they are joined, which says why these.
+pub(super) fn chosen(gpus: &[&GpuCapacity], groups: &[Vec<&GpuCapacity>]) -> String {
     let name = gpus.first().map_or(String::new(), |g| text::clean(&g.name, 40));
     let joined =
         |g: &&GpuCapacity| Joined { island: g.island, pcie_switch: g.pcie_switch, numa: g.numa };
@@ -31,17 +25,24 @@ pub(super) fn chosen(
         (_, ON_NODE) => ", on one NUMA node without NVLink",
         _ => ", neither joined by NVLink nor on one NUMA node: slow",
     };
-    let word = if gpus.len() == 1 { "GPU" } else { "GPUs" };
-    format!("{word} {} ({name}), {memory} on each{near}{}", list.join(", "), in_place(in_place_of))
+    format!("{name}{near}")
 }
 
-/// What has to go first.
-pub(super) fn in_place(replicas: &BTreeSet<ReplicaKey>) -> String {
-    if replicas.is_empty() {
-        return String::new();
+/// The replicas that have the same reason in a line: `replicas 0-3: H80, joined by NVLink`. Where each is stands in
+/// its own row.
+pub(super) fn together(replicas: impl Iterator<Item = (u32, String)>) -> Vec<String> {
+    let mut all: Vec<(String, Vec<u32>)> = Vec::new();
+    for (replica, why) in replicas {
+        match all.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, same)) => same.push(replica),
+            None => all.push((why, vec![replica])),
+        }
     }
-    let list: Vec<String> = replicas.iter().map(ToString::to_string).collect();
-    format!(", in place of {}", list.join(", "))
+    let line = |(why, replicas): (String, Vec<u32>)| {
+        let word = if replicas.len() == 1 { "replica" } else { "replicas" };
+        format!("{word} {}: {why}", wrap::ranges(replicas))
+    };
+    all.into_iter().map(line).collect()
 }
 
 /// A line for each host that got no replica.

@@ -5,21 +5,17 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::demand::{Demand, PlacedReplica, ShapeNeed};
-use super::explain;
 use super::rules::excluded;
 use super::world::HostCapacity;
 use crate::base::{Bytes, DeviceId, ReplicaKey};
 use crate::spec::Spread;
 
-/// The replicas that have a place, and why there.
-#[derive(Debug, Default)]
-pub(super) struct Placed {
-    pub replicas: Vec<PlacedReplica>,
-    pub reasons: Vec<String>,
-}
-
 /// Places as many replicas as fit.
-pub(super) fn place(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -> Placed {
+pub(super) fn place(
+    hosts: &[&HostCapacity],
+    demand: &Demand,
+    need: ShapeNeed,
+) -> Vec<PlacedReplica> {
     let factor = u64::try_from(need.devices()).unwrap_or(u64::MAX);
     let mut attempt = Attempt {
         hosts,
@@ -32,8 +28,8 @@ pub(super) fn place(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -
     for staying in &demand.staying {
         *attempt.on.entry(staying.host.as_str()).or_default() += 1;
     }
-    let mut placed = Placed::default();
-    for replica in 0..demand.replicas {
+    let mut placed = Vec::new();
+    for _ in 0..demand.replicas {
         let best = hosts
             .iter()
             .enumerate()
@@ -44,15 +40,7 @@ pub(super) fn place(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed) -
         *attempt.on.entry(host.name.as_str()).or_default() += 1;
         *attempt.promised.entry(at).or_default() += attempt.need.0;
         attempt.displaced.extend(best.in_place_of.iter().copied());
-        placed.reasons.push(format!(
-            "replica {} on {}: {} of {} host memory{}",
-            demand.index(replica),
-            host.name,
-            attempt.need,
-            best.rank.free.0,
-            explain::in_place(&best.in_place_of)
-        ));
-        placed.replicas.push(PlacedReplica {
+        placed.push(PlacedReplica {
             host: host.name.clone(),
             devices: vec![DeviceId::Cpu],
             memory_per_device: attempt.need,

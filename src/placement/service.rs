@@ -92,10 +92,9 @@ fn attempt(
     steps: u64,
 ) -> Placement {
     if demand.device == DeviceKind::Cpu {
-        let placed = memory::place(hosts, demand, need);
-        let mut reasons = placed.reasons;
-        reasons.extend(explain::passed_over(hosts, demand, need, &placed.replicas, None));
-        return Placement { replicas: placed.replicas, reasons };
+        let replicas = memory::place(hosts, demand, need);
+        let reasons = explain::passed_over(hosts, demand, need, &replicas, None);
+        return Placement { replicas, reasons };
     }
     let nothing = Placement { replicas: Vec::new(), reasons: Vec::new() };
     if hosts.iter().all(|h| excluded(h, demand).is_some()) {
@@ -132,10 +131,8 @@ fn told(hosts: &[&HostCapacity], demand: &Demand, need: ShapeNeed, answer: &Answ
         })
         .collect();
     found.sort_by_key(|(order, ..)| *order);
-    let mut reasons: Vec<String> = (0..)
-        .zip(&found)
-        .map(|(n, (_, r, why))| format!("replica {} on {}: {why}", demand.index(n), r.host))
-        .collect();
+    let whys = (0..).zip(&found).map(|(n, (_, _, why))| (demand.index(n), why.clone()));
+    let mut reasons = explain::together(whys);
     let replicas: Vec<PlacedReplica> = found.into_iter().map(|(_, r, _)| r).collect();
     reasons.extend(explain::passed_over(hosts, demand, need, &replicas, service));
     Placement { replicas, reasons }
@@ -161,7 +158,7 @@ fn placed(
         .map(|r| r.replica)
         .collect();
     let memory: Bytes = gpus.iter().map(|g| needed_on(g, demand, need)).max().unwrap_or_default();
-    let why = explain::chosen(&gpus, &groups, memory, &in_place_of);
+    let why = explain::chosen(&gpus, &groups);
     let replica = PlacedReplica {
         host: host.name.clone(),
         devices: gpus.iter().map(|g| g.device()).collect(),

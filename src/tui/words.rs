@@ -83,15 +83,13 @@ pub fn outcome<'o>(
     outcome: &'o Outcome,
     theme: &Theme,
 ) -> (&'static str, Style, &'static str, &'o str) {
-    match outcome {
-        Outcome::Completed => ("✔", theme.good, "completed", ""),
-        Outcome::RolledBack { why } => ("↩", theme.warn, "rolled back", why),
-        // By whom and why; that it was aborted is the word before it.
-        Outcome::Aborted { why } => {
-            ("↩", theme.warn, "aborted", why.strip_prefix("aborted ").unwrap_or(why))
-        }
-        Outcome::Failed { why } => ("✖", theme.bad, "failed", why),
-    }
+    let (word, why) = outcome.words();
+    let (mark, style) = match outcome {
+        Outcome::Completed => ("✔", theme.good),
+        Outcome::RolledBack { .. } | Outcome::Aborted { .. } => ("↩", theme.warn),
+        Outcome::Failed { .. } => ("✖", theme.bad),
+    };
+    (mark, style, word, why)
 }
 
 /// What holds a rollout, in a few words, with the time that is left.
@@ -309,28 +307,12 @@ pub fn clock(clock: &ClockView) -> String {
     }
 }
 
-/// GPUs as people write them: `GPU 0-3,6`.
-pub fn ranges(mut numbers: Vec<u32>) -> String {
-    numbers.sort_unstable();
-    numbers.dedup();
-    let mut parts: Vec<(u32, u32)> = Vec::new();
-    for n in numbers {
-        match parts.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(n) => *last = n,
-            _ => parts.push((n, n)),
-        }
-    }
-    let text = |&(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    parts.iter().map(text).collect::<Vec<_>>().join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!(ranges(vec![3, 0, 1, 2, 6]), "0-3,6");
         assert_eq!(
             memory(Some(MemoryUse { used: Bytes::mib(62_668), total: Bytes::gib(80) })),
             "61.2/80G"

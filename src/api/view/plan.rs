@@ -155,7 +155,7 @@ pub struct PlannedRank {
     pub host: HostName,
     /// Devices.
     pub devices: Vec<DeviceId>,
-    /// Devices for people: `GPU 0, GPU 1`.
+    /// Devices for people: `GPU 0-1`.
     pub devices_text: String,
     /// Memory needed on each.
     pub memory_per_device: Bytes,

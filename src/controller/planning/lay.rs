@@ -8,7 +8,7 @@ use super::{Draft, Laid, invalid, is_served};
 use crate::api::view::{PlannedRank, PlannedReplica};
 use crate::api::{ApiError, ErrorKind, Forecast};
 use crate::base::{
-    DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, ReplicaKey, Revision, ServiceName,
+    DeviceId, Hint, HostName, ReleaseId, ReleaseNumber, ReplicaKey, Revision, ServiceName, wrap,
 };
 use crate::engine::{self, EngineCommand, RankContext};
 use crate::placement;
@@ -207,8 +207,8 @@ fn planned_replica(
         if replica.devices == [DeviceId::Cpu] {
             return ("cpu".to_owned(), sample.and_then(|s| s.memory).map(|m| m.free()));
         }
-        let text = mine.iter().map(|g| format!("GPU {}", g.label)).collect::<Vec<_>>().join(", ");
-        (text, mine.iter().filter_map(|g| g.memory).map(|m| m.free()).min())
+        let labels: Vec<String> = mine.iter().map(|g| g.label.clone()).collect();
+        (wrap::gpus(&labels), mine.iter().filter_map(|g| g.memory).map(|m| m.free()).min())
     });
     PlannedReplica {
         replica: index,

@@ -8,7 +8,7 @@
 //!   -args = ["--max-num-seqs=64"]
 //! STEPS
 //!   1 weight 10 %       10% new   2 ready (lowest 1)  1m05s
-//!       + start r12-0 on node1 GPU 0, GPU 1 (in place of r11-1) → 2 ready
+//!       + start r12-0 on node1 GPU 0-1 (in place of r11-1) → 2 ready
 //! PLACEMENT   llama, 80 layers, 39.6 GiB of weights
 //!   r12-0  node1  GPU 0-3  20.1 GiB each of 74.2 GiB free
 //! ```
@@ -17,8 +17,8 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use unicode_width::UnicodeWidthStr;
 
-use super::text::{diff_lines, pieces};
-use crate::api::{PlanView, ReplicaId, Verb, lowest_text, ready_text};
+use super::text::diff_lines;
+use crate::api::{PlanView, ReplicaId, Verb, lowest_text, ready_text, wrap};
 use crate::tui::theme::Theme;
 
 /// Where a line of the journey or the placement goes on.
@@ -231,27 +231,8 @@ fn indented(mut line: Line<'static>) -> Line<'static> {
 
 /// A text in lines of at most `width` columns, broken at blanks, and within a word that is longer than that.
 pub fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
-    let width = width.max(8);
-    let mut out: Vec<String> = Vec::new();
-    for paragraph in text.lines() {
-        let mut line = String::new();
-        let mut used = 0;
-        for word in paragraph.split(' ').flat_map(|word| pieces(word, width, 0)) {
-            let long = word.width();
-            if used > 0 && used + 1 + long > width {
-                out.push(std::mem::take(&mut line));
-                used = 0;
-            }
-            if used > 0 {
-                line.push(' ');
-                used += 1;
-            }
-            line.push_str(word);
-            used += long;
-        }
-        out.push(line);
-    }
-    out.into_iter().map(|l| Line::styled(l, style)).collect()
+    let lines = wrap::lines(text, width.max(8), 0).into_iter();
+    lines.map(|line| Line::styled(line, style)).collect()
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use ratatui::layout::Rect;
 use ratatui::text::Line;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::centre;
+use crate::api::wrap::pieces;
 use crate::tui::draw::Pen;
 use crate::tui::key::Key;
 use crate::tui::theme::Theme;
@@ -106,36 +106,6 @@ pub fn diff_lines(diff: &str, theme: &Theme, width: usize) -> Vec<Line<'static>>
     out
 }
 
-/// A text in pieces, the first of at most `width` columns, the others `hang` less; parted after a blank or a
-/// comma where there is one in the second half.
-pub fn pieces(text: &str, width: usize, hang: usize) -> Vec<&str> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    let mut room = width;
-    while rest.width() > room {
-        let (mut used, mut end, mut good) = (0, 0, None);
-        for (at, c) in rest.char_indices() {
-            used += c.width().unwrap_or(0);
-            if used > room {
-                break;
-            }
-            end = at + c.len_utf8();
-            if used > room / 2 && matches!(c, ' ' | ',') {
-                good = Some(end);
-            }
-        }
-        let at = good.unwrap_or(end).max(rest.chars().next().map_or(0, char::len_utf8));
-        let (piece, left) = rest.split_at(at);
-        out.push(piece);
-        rest = left;
-        room = width.saturating_sub(hang).max(1);
-    }
-    if out.is_empty() || !rest.is_empty() {
-        out.push(rest);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +122,5 @@ mod tests {
             texts("+args = [\"--seed=1\", \"--max-num-seqs=64\"]"),
             ["+args = [\"--seed=1\",", "+↪  \"--max-num-seqs=", "+↪ 64\"]"]
         );
-        assert_eq!(pieces("", 20, 3), [""]);
-        assert_eq!(pieces("ワイド文字", 4, 0), ["ワイ", "ド文", "字"]);
     }
 }

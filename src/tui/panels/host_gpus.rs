@@ -7,7 +7,8 @@ use ratatui::text::Line;
 
 use super::columns::{Row, left, right, table};
 use crate::api::{
-    Bytes, Gpu, GpuHealth, GpuProcess, GpuVendor, HostSample, MigInstance, PathKind, time, xid,
+    Bytes, Gpu, GpuHealth, GpuProcess, GpuVendor, HostSample, MigInstance, PathKind, time, wrap,
+    xid,
 };
 use crate::tui::theme::Theme;
 use crate::tui::words::{self, ABSENT, number};
@@ -147,7 +148,7 @@ fn links(theme: &Theme, gpus: &[Gpu], width: usize, out: &mut Vec<Line<'static>>
         let pcie = if most == ABSENT || now == most { now } else { format!("{now} of {most}") };
         let peers: Vec<u32> =
             gpus.iter().filter(|g| gpu.nvlink_peers.contains(&g.uuid)).map(|g| g.index).collect();
-        let peers = if peers.is_empty() { ABSENT.to_owned() } else { words::ranges(peers) };
+        let peers = if peers.is_empty() { ABSENT.to_owned() } else { wrap::ranges(peers) };
         let links = match gpu.vendor {
             GpuVendor::Nvidia => "NVLink",
             GpuVendor::Amd => "XGMI",

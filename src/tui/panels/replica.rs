@@ -8,7 +8,7 @@ use ratatui::style::Style;
 
 use super::services::{ERRORS, MEAN, RATE, SHARE};
 use super::standing;
-use crate::api::{DeviceId, ReplicaView, ServiceView};
+use crate::api::{DeviceId, ReplicaView, ServiceView, wrap};
 use crate::tui::draw::Pen;
 use crate::tui::state::State;
 use crate::tui::words;
@@ -122,10 +122,7 @@ fn places_of(state: &State, replica: &ReplicaView) -> String {
         if labels.is_empty() {
             return format!("{} ({} GPUs)", rank.host, rank.devices.len());
         }
-        // Instances of divided GPUs, `7:1`, are no numbers.
-        let indices: Result<Vec<u32>, _> = labels.iter().map(|l| l.parse::<u32>()).collect();
-        let which = indices.map_or_else(|_| labels.join(","), words::ranges);
-        format!("{} GPU {which}", rank.host)
+        format!("{} {}", rank.host, wrap::gpus(&labels))
     };
     replica.ranks.iter().map(place).collect::<Vec<_>>().join(", ")
 }
