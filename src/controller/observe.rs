@@ -27,6 +27,19 @@ use crate::rollout::{Action, EventKind, Phase, ServiceState, step};
 use crate::spec::{EngineSpec, RuntimeSpec};
 use crate::wire::{RankReport, RankStatus, Reply, Request};
 
+/// Most unreadable files that are named.
+const MOST_NAMED: usize = 2;
+
+/// What is said of files that cannot be read: each, or some and how many there are.
+fn mistakes_in(unreadable: &[String]) -> Vec<String> {
+    let mut said: Vec<String> = unreadable.iter().take(MOST_NAMED).cloned().collect();
+    match unreadable.len().saturating_sub(MOST_NAMED) {
+        0 => {}
+        more => said.push(format!("and {more} more files in services/")),
+    }
+    said
+}
+
 impl Core {
     pub(super) fn fleet_event(&mut self, event: FleetEvent) {
         match event {
@@ -332,7 +345,10 @@ impl Core {
         let name = self.deck.name.clone();
         let gateways = super::gateways::views(&self.deck);
         self.hub.publish(Change::Deck(crate::api::DeckView { name, gateways, ..view }));
-        self.set_condition(DeckConditionKind::DeckMistake, trouble.map(|text| (text, None)));
+        let mistakes: Vec<String> =
+            trouble.into_iter().chain(mistakes_in(&files.unreadable)).collect();
+        let mistake = (!mistakes.is_empty()).then(|| (mistakes.join("; "), None));
+        self.set_condition(DeckConditionKind::DeckMistake, mistake);
         self.files = files;
         self.show_unnoted();
         self.note_what_came();
@@ -647,5 +663,13 @@ mod tests {
         assert!(matches!(of(200, "python_info 1\n"), Said::None));
         assert!(matches!(of(404, "not found"), Said::None));
         assert!(matches!(of(500, "sglang:num_running_reqs 3\n"), Said::Nothing));
+    }
+
+    #[test]
+    fn files_that_are_not_read_are_named_or_counted() {
+        let all = |n: usize| mistakes_in(&vec!["services/x.toml is not read".to_owned(); n]);
+        assert_eq!(all(0), Vec::<String>::new());
+        assert_eq!(all(2).len(), 2);
+        assert_eq!(all(5).last().map(String::as_str), Some("and 3 more files in services/"));
     }
 }

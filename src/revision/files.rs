@@ -63,7 +63,7 @@ pub fn read_all(root: &Path) -> Result<DeckFiles, RevisionError> {
             Ok(service) => service,
             Err(bad) => {
                 let file = crate::base::text::clean(&format!("{SERVICES_DIR}/{stem}.toml"), 120);
-                files.troubles.push(RevisionError::Unreadable { file, why: format!("{bad}") });
+                files.troubles.push(RevisionError::Misnamed { file, why: format!("{bad}") });
                 continue;
             }
         };

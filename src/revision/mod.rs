@@ -109,6 +109,14 @@ pub enum RevisionError {
         /// Why.
         why: String,
     },
+    /// A file in the place of services that none can be called after.
+    #[error("{file} is not read: {why}")]
+    Misnamed {
+        /// As the person knows it.
+        file: String,
+        /// What a name may be.
+        why: String,
+    },
     /// A file that is not written.
     #[error("{file} is not written: {why}")]
     Unwritable {
@@ -280,6 +288,7 @@ impl Hint for RevisionError {
             Self::Unreadable { file, .. } => {
                 format!("make {file} a plain text file that you may read")
             }
+            Self::Misnamed { .. } => "rename it, or move it out of services/".to_owned(),
             Self::Unwritable { file, .. } => {
                 format!("see to it that {file} can be written, and that there is space")
             }

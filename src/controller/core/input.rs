@@ -146,6 +146,8 @@ pub struct DeckFiles {
     pub deck: Option<Result<DeckSpec, String>>,
     /// The services, or what is wrong with each.
     pub services: BTreeMap<ServiceName, Result<ServiceSpec, String>>,
+    /// Files that should be services' and cannot be read as such, and what to do.
+    pub unreadable: Vec<String>,
     /// History by service.
     pub history: BTreeMap<ServiceName, Vec<ReleaseView>>,
     /// What engines logged of their memory, by service, the oldest first.

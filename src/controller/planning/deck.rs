@@ -22,6 +22,9 @@ pub fn read_files(repo: &DeckRepo) -> DeckFiles {
         Ok(texts) => {
             let deck = parse_deck(&texts.deck, "deck.toml").map_err(|e| with_hint(&e));
             files.deck = Some(deck);
+            files.unreadable = texts.troubles.iter().map(with_hint).collect();
+            // A directory is read in any order.
+            files.unreadable.sort();
             for (name, content) in texts.services {
                 let spec = parse_service(&content, &format!("services/{name}.toml"));
                 files.services.insert(name, spec.map_err(|e| with_hint(&e)));
