@@ -144,6 +144,8 @@ pub enum Command {
     /// Hosts and their GPUs
     #[command(args_conflicts_with_subcommands = true)]
     Hosts {
+        /// Only these; default: all
+        hosts: Vec<HostName>,
         /// What to do with them; without it they are listed
         #[command(subcommand)]
         command: Option<HostsCommand>,

@@ -22,9 +22,7 @@ const MAX_DECK: u64 = 1 << 20;
 /// The deck's directory and what its deck.toml says.
 pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
     let dir = find(args)?.ok_or_else(|| {
-        Failure::other("there is no deck here").code(8).with_hint(
-            "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none",
-        )
+        Failure::other("there is no deck here").code(8).with_hint(without_deck(args))
     })?;
     if !dir.join("deck.toml").exists() {
         let missing = Failure::other(format!("there is no deck in {}", dir.display()));
@@ -34,6 +32,20 @@ pub fn deck(args: &Args) -> Result<(PathBuf, Deck), Failure> {
     }
     let spec = controller::read_deck(&dir).map_err(|e| Failure::of(&e))?;
     Ok((dir, spec))
+}
+
+/// What to do where there is no deck; who wants to see hosts can see this one.
+fn without_deck(args: &Args) -> &'static str {
+    match args.command {
+        Some(
+            Command::Hosts { command: None, .. } | Command::Top { .. } | Command::Doctor { .. },
+        ) => {
+            "plain `gpudeck` shows just this machine; `gpudeck init` makes a deck, --deck DIR names one"
+        }
+        _ => {
+            "run `gpudeck init` to make one, or name one with --deck DIR; `gpudeck demo` needs none"
+        }
+    }
 }
 
 /// A deck as far as it can be read: what a mistake in deck.toml keeps nobody from.

@@ -3,8 +3,8 @@
 use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
-use super::table;
-use crate::api::{Door, Outcome, ReleaseNumber, ReleaseView, ServiceName, Stop, Timestamp};
+use super::{columns, page, table};
+use crate::api::{Door, Outcome, ReleaseNumber, ReleaseView, ServiceName, Stop, Timestamp, time};
 
 /// The releases of a service and who stopped it, newest first.
 pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Failure> {
@@ -13,11 +13,16 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
         table::json(&releases)?;
         return Ok(Success::Done);
     }
-    let rows = rows(&releases, super::show::now());
-    table::print(&["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "JOURNEY", "WHY"], &rows)?;
+    let lines = lines(&releases, super::show::now());
+    if page::is_terminal() {
+        short(&lines).iter().try_for_each(|line| table::say_hanging(line, BELOW.len()))?;
+    } else {
+        let headings = ["RELEASE", "REVISION", "WHEN", "WHO", "OUTCOME", "JOURNEY", "WHY"];
+        table::print(&headings, &lines.iter().map(Line::row).collect::<Vec<_>>())?;
+    }
     for release in releases.iter().filter(|r| r.not_here) {
         let ReleaseView { number, author, .. } = release;
-        table::out(&format!(
+        table::say(&format!(
             "{number}: its commit is only in the deck of {author}, who began it: `gpudeck deck push` there, then \
              `gpudeck deck fetch` here"
         ))?;
@@ -25,48 +30,111 @@ pub async fn history(args: &Args, service: &ServiceName) -> Result<Success, Fail
     Ok(Success::Done)
 }
 
-/// A row for each release, and one for each stop where it comes in time.
-fn rows(releases: &[ReleaseView], now: Timestamp) -> Vec<Vec<String>> {
+/// Before what is said of a release below its row.
+const BELOW: &str = "    ";
+
+/// A release, or that somebody stopped the service.
+struct Line<'a> {
+    number: String,
+    revision: String,
+    at: Timestamp,
+    /// How long ago that is.
+    age: String,
+    who: &'a str,
+    what: What<'a>,
+    journey: String,
+    why: &'a str,
+}
+
+/// What came of a release.
+enum What<'a> {
+    Ended(Option<&'a Outcome>),
+    Stopped(ReleaseNumber),
+}
+
+impl Line<'_> {
+    /// Everything side by side.
+    fn row(&self) -> Vec<String> {
+        let what = match self.what {
+            What::Ended(outcome) => outcome_words(outcome),
+            What::Stopped(release) => format!("stopped {release}"),
+        };
+        let (number, revision) = (self.number.clone(), self.revision.clone());
+        let (at, who) = (self.at.to_string(), self.who.to_owned());
+        vec![number, revision, at, who, what, self.journey.clone(), self.why.to_owned()]
+    }
+
+    /// What came of it in a word or two, and the reason.
+    fn came(&self) -> (String, &str) {
+        match self.what {
+            What::Ended(None) => ("not ended".to_owned(), ""),
+            What::Ended(Some(outcome)) => {
+                let (word, why) = outcome.words();
+                (word.to_owned(), why)
+            }
+            What::Stopped(release) => (format!("stopped {release}"), ""),
+        }
+    }
+}
+
+/// A line for each release, and one for each stop where it comes in time.
+fn lines(releases: &[ReleaseView], now: Timestamp) -> Vec<Line<'_>> {
+    let age = |at: Timestamp| format!("{} ago", time::short(now.since(at)));
     let mut stops: Vec<&Stop> = releases.iter().filter_map(|r| r.stop.as_ref()).collect();
     stops.sort_by_key(|stop| std::cmp::Reverse(stop.at));
     let mut stops = stops.into_iter().peekable();
-    let mut rows = Vec::new();
+    let mut lines = Vec::new();
     for release in releases {
         let later = |stop: &&Stop| stop.at >= release.created || stop.release == release.number;
         while let Some(stop) = stops.next_if(later) {
-            rows.push(vec![
-                "–".to_owned(),
-                "–".to_owned(),
-                stop.at.to_string(),
-                stop.by.clone(),
-                format!("stopped {}", stop.release),
-                String::new(),
-                stop.reason.clone().unwrap_or_default(),
-            ]);
+            lines.push(Line {
+                number: "–".to_owned(),
+                revision: "–".to_owned(),
+                at: stop.at,
+                age: age(stop.at),
+                who: &stop.by,
+                what: What::Stopped(stop.release),
+                journey: String::new(),
+                why: stop.reason.as_deref().unwrap_or_default(),
+            });
         }
-        let journey = release.progress.as_ref().map(|p| p.summary(now));
-        rows.push(vec![
-            release.number.to_string(),
-            release.revision.to_string(),
-            release.created.to_string(),
-            release.author.clone(),
-            outcome_words(release.outcome.as_ref()),
-            journey.unwrap_or_default(),
-            release.reason.clone().unwrap_or_default(),
-        ]);
+        lines.push(Line {
+            number: release.number.to_string(),
+            revision: release.revision.to_string(),
+            at: release.created,
+            age: age(release.created),
+            who: &release.author,
+            what: What::Ended(release.outcome.as_ref()),
+            journey: release.progress.as_ref().map(|p| p.summary(now)).unwrap_or_default(),
+            why: release.reason.as_deref().unwrap_or_default(),
+        });
     }
-    rows
+    lines
+}
+
+/// For a terminal: short rows, and below each what there is to say of it.
+fn short(lines: &[Line<'_>]) -> Vec<String> {
+    let row = |line: &Line<'_>| {
+        let (word, _) = line.came();
+        let (number, age, who) = (line.number.clone(), line.age.clone(), line.who.to_owned());
+        vec![number, line.revision.clone(), age, who, word]
+    };
+    let rows: Vec<Vec<String>> = lines.iter().map(row).collect();
+    let headings = ["RELEASE", "REVISION", "AGE", "WHO", "OUTCOME"];
+    let laid = columns::laid(&headings, &rows, None, columns::Fit::default());
+    let mut laid = laid.into_iter();
+    let mut out: Vec<String> = laid.next().into_iter().collect();
+    for (row, line) in laid.zip(lines) {
+        out.push(row);
+        let said = [line.why, line.came().1, &line.journey];
+        out.extend(said.iter().filter(|s| !s.is_empty()).map(|said| format!("{BELOW}{said}")));
+    }
+    out
 }
 
 /// How a rollout ended, in words.
 pub fn outcome_words(outcome: Option<&Outcome>) -> String {
-    match outcome {
-        None => "under way, or its end is not known".to_owned(),
-        Some(Outcome::Completed) => "completed".to_owned(),
-        Some(Outcome::RolledBack { why }) => format!("rolled back: {why}"),
-        Some(Outcome::Aborted { why }) => format!("aborted: {why}"),
-        Some(Outcome::Failed { why }) => format!("failed: {why}"),
-    }
+    outcome.map_or_else(|| "under way, or its end is not known".to_owned(), Outcome::text)
 }
 
 /// The spec of one release against another's. Their numbers are the deck's, so they name the service.
@@ -118,10 +186,28 @@ mod tests {
             release(2, 30, Some(stop(2, 60))),
             release(1, 10, None),
         ];
-        let rows = rows(&all, Timestamp(100));
+        let lines = lines(&all, Timestamp(3_600_100));
+        let rows: Vec<Vec<String>> = lines.iter().map(Line::row).collect();
         let first: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
         assert_eq!(first, ["–", "r4", "–", "r3", "r2", "r1"]);
         assert_eq!((rows[2][3].as_str(), rows[2][4].as_str()), ("ada", "stopped r2"));
         assert_eq!(rows[2][6], "too costly");
+        let told = short(&lines[2..3]);
+        assert_eq!(told[1..], ["–        –         1h00m ago  ada  stopped r2", "    too costly"]);
+    }
+
+    #[test]
+    fn a_reason_stands_below_its_row_and_widens_no_column() {
+        let why = "the replica failed, and failed again, and nobody knows why ".repeat(3);
+        let mut releases =
+            crate::tui::fixture::rich().services.into_values().next().unwrap().history;
+        releases.truncate(2);
+        releases[0].outcome = Some(Outcome::Failed { why: why.clone() });
+        let told = short(&lines(&releases, Timestamp(0)));
+        assert!(told[1].ends_with("  failed"), "{told:#?}");
+        assert!(told.iter().any(|line| *line == format!("    {why}")), "{told:#?}");
+        let aborted = |why: &str| outcome_words(Some(&Outcome::Aborted { why: why.to_owned() }));
+        assert_eq!(aborted("aborted by ada: too late"), "aborted by ada: too late");
+        assert_eq!(aborted("no reason known"), "aborted: no reason known");
     }
 }

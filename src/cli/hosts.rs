@@ -7,17 +7,23 @@ use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::show::{now, settle};
 use super::{standing, table};
-use crate::api::{DownCause, GpuHealth, Gpus, HostLinkState, HostView, Timestamp, age, time};
+use crate::api::{
+    DownCause, GpuHealth, Gpus, HostLinkState, HostName, HostView, Timestamp, age, time,
+};
 
 /// Some samples: one that is not looked at is sampled every five seconds.
 pub const FRESH: Duration = Duration::from_secs(15);
 /// The same where something of ours runs, which is sampled every two.
 const FRESH_WITH_RANKS: Duration = Duration::from_secs(6);
 
-/// Hosts and their GPUs.
-pub async fn hosts(args: &Args) -> Result<Success, Failure> {
+/// Hosts and their GPUs; of all, or of these.
+pub async fn hosts(args: &Args, only: &[HostName]) -> Result<Success, Failure> {
     let client = attach(args).await?;
-    let snapshot = settle(&client).await?;
+    let mut snapshot = settle(&client).await?;
+    if let Some(none) = only.iter().find(|name| !snapshot.hosts.contains_key(*name)) {
+        return Err(Failure::no_host(none, snapshot.hosts.keys()));
+    }
+    snapshot.hosts.retain(|name, _| only.is_empty() || only.contains(name));
     if args.output == Output::Json {
         let deck = standing::part(&client, &snapshot.deck, None).await;
         table::json(&serde_json::json!({ "deck": deck, "hosts": snapshot.hosts }))?;
@@ -25,70 +31,83 @@ pub async fn hosts(args: &Args) -> Result<Success, Failure> {
     }
     standing::print(&snapshot.deck)?;
     let now = now();
-    let mut rows = Vec::new();
-    for host in snapshot.hosts.values() {
-        let gpus = match host.sample.as_ref().map(|s| &s.gpus) {
-            None => "–".to_owned(),
-            Some(Gpus::None { .. }) => "none".to_owned(),
-            Some(Gpus::Hung { .. })
-                if host.sample.as_ref().is_some_and(|s| s.gpu_trouble.is_some()) =>
-            {
-                "NOT READ".to_owned()
-            }
-            Some(Gpus::Hung { .. }) => "DRIVER HUNG".to_owned(),
-            Some(Gpus::Some(gpus)) => {
-                let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
-                format!("{}×{name}", gpus.len())
-            }
-        };
-        let (state, note) = match &host.link {
-            HostLinkState::Up => ("up".to_owned(), up_note(host)),
-            HostLinkState::Limited { why, hint } => {
-                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
-                ("limited".to_owned(), format!("no agent: {why}{hint}"))
-            }
-            HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
-            HostLinkState::Asking { question } => (
-                "asking".to_owned(),
-                format!("question {question}: `gpudeck answer {question} yes`"),
-            ),
-            HostLinkState::Down { kind, cause, hint, trying, .. } => {
-                let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
-                let again = trying.as_deref().map(|p| format!(" ({p} …)")).unwrap_or_default();
-                let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
-                (state.to_owned(), format!("{cause}{again}{hint}"))
-            }
-        };
-        let free = host.sample.as_ref().map_or_else(
-            || "–".to_owned(),
-            |s| match s.gpus.list() {
-                [] => s.memory.map_or_else(|| "–".to_owned(), |m| m.free().to_string()),
-                gpus => {
-                    // Nothing is placed on the others.
-                    let well = gpus.iter().filter(|g| g.health == GpuHealth::Ok);
-                    let free = well.filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
-                    crate::api::Bytes(free).to_string()
-                }
-            },
-        );
-        rows.push(vec![
-            host.name.to_string(),
-            match host.maintenance.word() {
-                Some(word) => format!("{state}, {word}"),
-                None => state,
-            },
-            gpus,
-            free,
-            ranks(host),
-            match old(host, now) {
-                Some(old) if note.is_empty() => old,
-                Some(old) => format!("{old}; {note}"),
-                None => note,
-            },
-        ]);
-    }
+    let rows: Vec<Vec<String>> = snapshot.hosts.values().map(|host| row(host, now)).collect();
     table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
     Ok(Success::Done)
+}
+
+fn row(host: &HostView, now: Timestamp) -> Vec<String> {
+    let (state, note) = state(host);
+    vec![
+        host.name.to_string(),
+        match host.maintenance.word() {
+            Some(word) => format!("{state}, {word}"),
+            None => state,
+        },
+        gpus(host),
+        free_memory(host),
+        ranks(host),
+        match old(host, now) {
+            Some(old) if note.is_empty() => old,
+            Some(old) => format!("{old}; {note}"),
+            None => note,
+        },
+    ]
+}
+
+/// Its link in a word, and what there is to say of it.
+fn state(host: &HostView) -> (String, String) {
+    match &host.link {
+        HostLinkState::Up => ("up".to_owned(), up_note(host)),
+        HostLinkState::Limited { why, hint } => {
+            let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+            ("limited".to_owned(), format!("no agent: {why}{hint}"))
+        }
+        HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
+        HostLinkState::Asking { question } => {
+            ("asking".to_owned(), format!("question {question}: `gpudeck answer {question} yes`"))
+        }
+        HostLinkState::Down { kind, cause, hint, trying, .. } => {
+            let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
+            let again = trying.as_deref().map(|p| format!(" ({p} …)")).unwrap_or_default();
+            let state = if *kind == DownCause::LoginLost { kind.name() } else { "down" };
+            (state.to_owned(), format!("{cause}{again}{hint}"))
+        }
+    }
+}
+
+/// How many GPUs of which kind, or why that is not known.
+fn gpus(host: &HostView) -> String {
+    let Some(sample) = &host.sample else { return "–".to_owned() };
+    match &sample.gpus {
+        Gpus::None { .. } => "none".to_owned(),
+        Gpus::Hung { .. } if sample.gpu_trouble.is_some() => "NOT READ".to_owned(),
+        Gpus::Hung { .. } => "DRIVER HUNG".to_owned(),
+        Gpus::Some(gpus) => {
+            let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
+            format!("{}×{name}", gpus.len())
+        }
+    }
+}
+
+/// What is free on the GPUs that something may be placed on, or of the memory of a host without any.
+fn free_memory(host: &HostView) -> String {
+    let unknown = || "–".to_owned();
+    let Some(sample) = &host.sample else { return unknown() };
+    match &sample.gpus {
+        // It has GPUs, whose memory is not known: the host's own is another thing.
+        Gpus::Hung { .. } => unknown(),
+        Gpus::None { .. } => sample.memory.map_or_else(unknown, |m| m.free().to_string()),
+        Gpus::Some(gpus) if gpus.is_empty() => {
+            sample.memory.map_or_else(unknown, |m| m.free().to_string())
+        }
+        Gpus::Some(gpus) => {
+            // Nothing is placed on the others.
+            let well = gpus.iter().filter(|g| g.health == GpuHealth::Ok);
+            let free = well.filter_map(|g| g.memory).map(|m| m.free().0).sum::<u64>();
+            crate::api::Bytes(free).to_string()
+        }
+    }
 }
 
 /// How many ranks of the deck are there; what another controller runs is known there.
@@ -124,7 +143,7 @@ fn up_note(host: &HostView) -> String {
 }
 
 /// GPUs that nothing is placed on.
-fn gpus_note(host: &HostView) -> Vec<String> {
+pub fn gpus_note(host: &HostView) -> Vec<String> {
     let gpus = host.sample.iter().flat_map(|sample| sample.gpus.list());
     gpus.filter_map(|gpu| match &gpu.health {
         GpuHealth::Ok => None,
@@ -181,6 +200,22 @@ mod tests {
             ranks(&host)
         };
         assert_eq!([told(None), told(Some(true)), told(Some(false))], [&count, &count, "–"]);
+    }
+
+    #[test]
+    fn the_memory_of_a_host_is_not_taken_for_that_of_its_gpus() {
+        let mut host = rich().hosts.into_values().find(|h| !h.ranks.is_empty()).unwrap();
+        let mut told = |gpus: Option<Gpus>| {
+            let mut sample = crate::api::HostSample::clone(host.sample.as_ref().unwrap());
+            sample.gpus = gpus.unwrap_or(sample.gpus);
+            host.sample = Some(sample.into());
+            free_memory(&host)
+        };
+        let of_gpus = told(None);
+        assert_ne!(of_gpus, "–");
+        assert_eq!(told(Some(Gpus::Hung { for_ms: 9_000 })), "–");
+        let of_host = told(Some(Gpus::None { why: String::new() }));
+        assert!(of_host != "–" && of_host != of_gpus, "{of_host}");
     }
 
     #[test]

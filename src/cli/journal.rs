@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::args::{Args, JournalCommand, Output};
 use super::attach::known;
 use super::exit::{Failure, Success};
+use super::page::Clock;
 use super::table;
 use crate::api::{ServiceName, Timestamp};
 use crate::controller::ledger::LedgerLine;
@@ -92,6 +93,7 @@ async fn show(
         }
         return Ok(Success::Done);
     }
+    let mut clock = Clock::of_stdout();
     let mut looked_for = options.service.as_ref();
     let mut ledger = ledger::Ledger::open(paths).map_err(|e| Failure::of(&e))?;
     loop {
@@ -118,9 +120,16 @@ async fn show(
             match args.output {
                 Output::Json => table::json_line(&line)?,
                 Output::Text => {
-                    let at = line.at.map_or_else(|| "–".repeat(24), |t| t.to_string());
+                    let at = match line.at.map(|at| clock.tell(at)) {
+                        Some(told) => {
+                            told.day.iter().try_for_each(|day| table::out(day))?;
+                            told.time
+                        }
+                        None => "–".repeat(clock.width()),
+                    };
                     let service = line.service.as_ref().map_or("", |s| s.as_str());
-                    table::out(&format!("{:>7} {at} {service:<12} {}", line.seq, line.words))?;
+                    let words = format!("{:>7} {at} {service:<12} {}", line.seq, line.words);
+                    table::say_hanging(&words, clock.width() + 9)?;
                 }
             }
         }

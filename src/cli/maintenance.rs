@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::args::{Args, DrainOptions, Output, Why};
 use super::attach::attach;
+use super::events::EventLines;
 use super::exit::{Failure, Success};
 use super::{apply, show, table};
 use crate::api::{
@@ -117,13 +118,11 @@ pub async fn drain(
     if !options.wait {
         return Ok(Success::Done);
     }
+    let mut lines = EventLines::new(args);
     let ended = |snapshot: &Snapshot| {
         for event in news.since_then(snapshot) {
             // Whoever reads nothing any more is told so by what comes at the end.
-            let _ = match args.output {
-                Output::Json => table::json_line(&event),
-                Output::Text => show::event_line(&event),
-            };
+            let _ = lines.show(&event);
         }
         // One that has left the deck is not shown: what it had is elsewhere then, or not yet.
         let Some(view) = snapshot.hosts.get(host) else {
@@ -155,7 +154,7 @@ pub async fn drain(
         }
         Err(why) => {
             if args.output == Output::Text {
-                table::out(&format!("{host} could not be drained: {why}"))?;
+                table::say(&format!("{host} could not be drained: {why}"))?;
             }
             Ok(Success::TakenBack)
         }
@@ -175,8 +174,8 @@ pub(super) fn on_host(snapshot: &Snapshot, host: &HostName) -> Vec<String> {
 pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure> {
     if plan.moves.is_empty() && plan.out.is_empty() {
         return match leaving {
-            [] => table::out(&format!("{}: nothing runs there", plan.host)),
-            leaving => table::out(&format!(
+            [] => table::say(&format!("{}: nothing runs there", plan.host)),
+            leaving => table::say(&format!(
                 "{}: {} there, and leaving it already",
                 plan.host,
                 leaving.join(", ")
@@ -184,7 +183,7 @@ pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure>
         };
     }
     if !plan.moves.is_empty() {
-        table::out(&format!(
+        table::say(&format!(
             "{}: {} replica{} away, each ready elsewhere before it is drained here",
             plan.host,
             plan.moves.len(),
@@ -201,7 +200,7 @@ pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure>
             || "load time never measured".to_owned(),
             |ms| format!("loads {}", time::short(Duration::from_millis(ms))),
         );
-        table::out(&format!(
+        table::say(&format!(
             "  {} {}  {} → {} {}  {load}",
             entry.service,
             entry.replica,
@@ -211,7 +210,7 @@ pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure>
         ))?;
     }
     for entry in &plan.out {
-        table::out(&format!(
+        table::say(&format!(
             "  {} {}  {}  stops until {} is uncordoned: there is no other place",
             entry.service,
             entry.replica,
@@ -220,7 +219,7 @@ pub(super) fn print(plan: &DrainPlan, leaving: &[String]) -> Result<(), Failure>
         ))?;
     }
     for warning in &plan.warnings {
-        table::out(&format!("! {warning}"))?;
+        table::say(&format!("! {warning}"))?;
     }
     Ok(())
 }

@@ -5,11 +5,14 @@
 pub mod apply;
 pub mod args;
 pub mod attach;
+mod attention;
 pub mod audit;
+mod columns;
 pub mod controller;
 pub mod deck;
 pub mod demo;
 pub mod doctor;
+mod events;
 pub mod exit;
 pub mod gateway;
 pub mod history;
@@ -20,6 +23,7 @@ pub mod journal;
 pub mod logs;
 pub mod maintenance;
 pub mod model;
+mod page;
 pub mod place;
 pub mod plan;
 pub mod questions;
@@ -131,7 +135,7 @@ fn begins_something(command: Option<&Command>) -> bool {
     matches!(
         command,
         Some(
-            Command::Hosts { command: Some(_) }
+            Command::Hosts { command: Some(_), .. }
                 | Command::Apply { .. }
                 | Command::Rollout(_)
                 | Command::Move(_)
@@ -186,8 +190,8 @@ async fn run(args: &Args) -> Result<Success, Failure> {
         Command::Rollout(command) => rollout::run(args, command).await,
         Command::Stop { service, why, yes } => rollout::stop(args, service, why, *yes).await,
         Command::Status { service } => show::status(args, service.as_ref()).await,
-        Command::Hosts { command: None } => hosts::hosts(args).await,
-        Command::Hosts { command: Some(HostsCommand::Upgrade(options)) } => {
+        Command::Hosts { command: None, hosts } => hosts::hosts(args, hosts).await,
+        Command::Hosts { command: Some(HostsCommand::Upgrade(options)), .. } => {
             upgrade::run(args, options).await
         }
         Command::Cordon { target, reason } => {

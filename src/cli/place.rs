@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::args::{Args, Output};
 use super::exit::{Failure, Success};
 use super::table;
+use crate::api::wrap;
 use crate::controller::search_threads::helpers;
-use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer};
+use crate::placement::global::answer::{Move, RankAnswer, ReplicaAnswer, ServiceAnswer};
 use crate::placement::global::file::{Rank, WorldHost};
 use crate::placement::global::read::MAX_WORLD_BYTES;
 use crate::placement::global::{Answer, Control, WorldFile, read, solve};
@@ -71,17 +72,7 @@ fn content(world: &Path, stdin: bool, name: &str) -> Result<String, Failure> {
 
 /// GPUs as people write them: `0-3,6`.
 pub fn gpus(list: &[u32]) -> String {
-    let mut sorted = list.to_vec();
-    sorted.sort_unstable();
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for index in sorted {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == index => *end = index,
-            _ => runs.push((index, index)),
-        }
-    }
-    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    runs.iter().map(text).collect::<Vec<_>>().join(",")
+    wrap::ranges(list.to_vec())
 }
 
 fn rank(rank: &RankAnswer) -> String {
@@ -104,7 +95,7 @@ pub fn print(answer: &Answer) -> Result<(), Failure> {
     print_levels(answer)?;
     table::out("")?;
     let search = &answer.search;
-    table::out(&format!(
+    table::say(&format!(
         "{} of {} replicas placed, {}; first placement after {:.1} ms, all {:.1} ms, {} attempts",
         answer.placed,
         answer.wanted,
@@ -123,22 +114,7 @@ pub fn print(answer: &Answer) -> Result<(), Failure> {
 
 /// Where each replica goes, and why some have no place.
 pub fn print_replicas(answer: &Answer) -> Result<(), Failure> {
-    let mut rows = Vec::new();
-    for service in &answer.services {
-        for placed in &service.replicas {
-            rows.push(vec![
-                format!("{}/{}", service.name, placed.replica),
-                placed.state.to_string(),
-                replica(placed),
-                placed.reasons.join("; "),
-            ]);
-        }
-        if let Some(why) = &service.unplaced {
-            let missing = service.wanted - service.placed;
-            let name = format!("{} ({missing} of {})", service.name, service.wanted);
-            rows.push(vec![name, "NO PLACE".to_owned(), String::new(), why.clone()]);
-        }
-    }
+    let rows: Vec<Vec<String>> = answer.services.iter().flat_map(service_rows).collect();
     if rows.is_empty() {
         return table::out(if answer.wanted == 0 {
             "no replica is wanted"
@@ -149,10 +125,44 @@ pub fn print_replicas(answer: &Answer) -> Result<(), Failure> {
     table::print(&["REPLICA", "", "WHERE", "WHY"], &rows)
 }
 
+/// A row for each replica of a service; what holds for all of them stands once, in a row before them.
+fn service_rows(service: &ServiceAnswer) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    let of_all: Vec<&String> = match service.replicas.as_slice() {
+        [first, _, ..] => {
+            let all = |why: &&String| service.replicas.iter().all(|r| r.reasons.contains(*why));
+            first.reasons.iter().filter(all).collect()
+        }
+        _ => Vec::new(),
+    };
+    let words = |reasons: &[&String]| {
+        reasons.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join("; ")
+    };
+    if !of_all.is_empty() {
+        let name = format!("{} (all)", service.name);
+        rows.push(vec![name, String::new(), String::new(), words(&of_all)]);
+    }
+    for placed in &service.replicas {
+        let own: Vec<&String> = placed.reasons.iter().filter(|r| !of_all.contains(r)).collect();
+        rows.push(vec![
+            format!("{}/{}", service.name, placed.replica),
+            placed.state.to_string(),
+            replica(placed),
+            words(&own),
+        ]);
+    }
+    if let Some(why) = &service.unplaced {
+        let missing = service.wanted - service.placed;
+        let name = format!("{} ({missing} of {})", service.name, service.wanted);
+        rows.push(vec![name, "NO PLACE".to_owned(), String::new(), why.clone()]);
+    }
+    rows
+}
+
 /// What runs and does not stay, a line each: from where, and where it goes or that it stops.
 pub fn print_moves(answer: &Answer) -> Result<(), Failure> {
     for moved in &answer.moves {
-        table::out(&format!("  {}", one_move(answer, moved)))?;
+        table::say(&format!("  {}", one_move(answer, moved)))?;
     }
     Ok(())
 }
@@ -230,7 +240,7 @@ pub fn print_rejected(answer: &Answer) -> Result<(), Failure> {
     for service in &answer.services {
         for rejected in &service.rejected {
             let hosts = rejected.hosts.join(" ");
-            table::out(&format!("  {} not on {hosts}: {}", service.name, rejected.reason))?;
+            table::say(&format!("  {} not on {hosts}: {}", service.name, rejected.reason))?;
         }
     }
     Ok(())
@@ -276,6 +286,32 @@ mod tests {
         assert_eq!(told.len(), 1, "{told:?}");
         let words = "! a: its GPU driver has not answered for 45 s; what runs there (1 rank) stays";
         assert!(told[0].starts_with(words), "{told:?}");
+    }
+
+    #[test]
+    fn what_holds_for_all_replicas_is_told_once() {
+        let world = r#"{"hosts": [{"name": "a", "gpus": [{"index": 0, "memory_total": "80GiB"},
+                {"index": 1, "memory_total": "80GiB"}]}],
+            "services": [{"name": "chat", "replicas": 2, "shapes": [{}]}]}"#;
+        let world = read(world, "world").unwrap();
+        let mut control = Control {
+            used: &mut || 0.0,
+            first: &mut || (),
+            max_steps: 100,
+            explain: false,
+            helpers: None,
+        };
+        let mut service = solve(&world, &mut control).unwrap().services.remove(0);
+        let said = |text: &str| text.to_owned();
+        service.replicas[0].reasons = vec![said("within one island"), said("runs here")];
+        service.replicas[1].reasons = vec![said("within one island")];
+        let told: Vec<String> = service_rows(&service)
+            .into_iter()
+            .map(|row| [&row[0], &row[3]].map(String::as_str).join("|"))
+            .collect();
+        assert_eq!(told, ["chat (all)|within one island", "chat/0|runs here", "chat/1|"]);
+        service.replicas.truncate(1);
+        assert_eq!(service_rows(&service).len(), 1);
     }
 
     #[test]

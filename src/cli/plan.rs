@@ -21,26 +21,26 @@ pub async fn run(args: &Args, service: &ServiceName) -> Result<Success, Failure>
 /// The plan for people.
 pub fn print(plan: &PlanView) -> Result<(), Failure> {
     if let Some(behind) = &plan.behind {
-        table::out(&format!("{}: {}", plan.service, behind.text()))?;
+        table::say(&format!("{}: {}", plan.service, behind.text()))?;
     }
     if plan.nothing_to_do {
-        return table::out(&format!("{}: nothing to do, {} is served", plan.service, served(plan)));
+        return table::say(&format!("{}: nothing to do, {} is served", plan.service, served(plan)));
     }
-    table::out(&format!("{}: {} → {}", plan.service, served(plan), plan.to))?;
+    table::say(&format!("{}: {} → {}", plan.service, served(plan), plan.to))?;
     if plan.diff.trim().is_empty() {
-        table::out("  (the spec is the same)")?;
+        table::say("  (the spec is the same)")?;
     }
     for line in plan.diff.lines() {
-        table::out(&format!("  {line}"))?;
+        table::say_hanging(&format!("  {line}"), 6)?;
     }
     for line in &plan.model {
-        table::out(&format!("model  {line}"))?;
+        table::say(&format!("model  {line}"))?;
     }
     table::out("placement")?;
     for replica in &plan.replicas {
         for (rank, planned) in replica.ranks.iter().enumerate() {
             let room = replica.room(planned).map(|room| format!(", {room}")).unwrap_or_default();
-            table::out(&format!(
+            table::say(&format!(
                 "  {}/{}/{rank}  {}  {}{}  needs {} each{room}",
                 plan.service,
                 replica.replica,
@@ -52,14 +52,14 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
         }
     }
     for reason in &plan.reasons {
-        table::out(&format!("  · {reason}"))?;
+        table::say(&format!("  · {reason}"))?;
     }
     steps(plan)?;
     let forecast = &plan.forecast;
     let lowest = lowest_text(forecast.lowest_ready, forecast.lowest_serving());
-    table::out(&format!("lowest capacity on the way: {lowest}, floor {}", forecast.floor))?;
+    table::say(&format!("lowest capacity on the way: {lowest}, floor {}", forecast.floor))?;
     for warning in &plan.warnings {
-        table::out(&format!("! {warning}"))?;
+        table::say(&format!("! {warning}"))?;
     }
     Ok(())
 }
@@ -67,11 +67,11 @@ pub fn print(plan: &PlanView) -> Result<(), Failure> {
 /// Every step with its starts and stops, capacity, time and gate.
 fn steps(plan: &PlanView) -> Result<(), Failure> {
     let steps = table::plural(plan.steps.len() as u64, "step");
-    table::out(&format!("journey: {steps}, {}", plan.total.text()))?;
+    table::say(&format!("journey: {steps}, {}", plan.total.text()))?;
     for (index, step) in (1..).zip(&plan.steps) {
-        table::out(&format!("  {index} {:<24} {}", step.title, step.time.text()))?;
+        table::say(&format!("  {index} {:<24} {}", step.title, step.time.text()))?;
         for entry in &step.moves {
-            table::out(&format!(
+            table::say(&format!(
                 "      {}: {} → {} ready",
                 entry.text(),
                 entry.how,
@@ -79,14 +79,14 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
             ))?;
         }
         if let Some(gate) = &step.gate {
-            table::out(&format!("      gate: {gate}"))?;
+            table::say(&format!("      gate: {gate}"))?;
         }
         // The most that one replica was ever seen to generate, times those that serve.
         let tokens = |rate: Option<f64>| {
             rate.map(|r| format!(", seen at most {r:.0} tok/s")).unwrap_or_default()
         };
         let mark = if step.lowest { " ◀ lowest point" } else { "" };
-        table::out(&format!(
+        table::say(&format!(
             "      then {}{}, {} % of the traffic new (lowest {}{}{mark})",
             ready_text(step.ready_after, step.idle_after),
             tokens(step.tokens_per_s_after),
@@ -96,10 +96,10 @@ fn steps(plan: &PlanView) -> Result<(), Failure> {
         ))?;
     }
     for borrow in &plan.borrows {
-        table::out(&format!("  borrowed: {}", borrow.text()))?;
+        table::say(&format!("  borrowed: {}", borrow.text()))?;
     }
     for unknown in &plan.total.unknown {
-        table::out(&format!("  time not known: {unknown}"))?;
+        table::say(&format!("  time not known: {unknown}"))?;
     }
     Ok(())
 }

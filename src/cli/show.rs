@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use super::args::{Args, Output};
 use super::attach::attach;
+use super::events::EventLines;
 use super::exit::{Failure, Success};
 use super::standing::{self, DeckPart};
-use super::table;
+use super::{attention, table};
 use crate::api::{
-    Client, Condition, DeckCondition, DeckConditionKind, Delta, Door, EventLine, Gate,
-    HostLinkState, HostView, Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView,
-    Severity, SkippedGate, Snapshot, time,
+    Client, Condition, DeckCondition, DeckConditionKind, Delta, Door, Gate, HostLinkState,
+    HostView, Phase, PlanProgress, ReplicaView, Rollout, ServiceName, ServiceView, SkippedGate,
+    Snapshot, time,
 };
 
 /// A fresh controller has so long to hear of its hosts.
@@ -157,25 +158,24 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             standing::print(&snapshot.deck)?;
             services(&snapshot)?;
             for view in snapshot.services.values() {
+                attention::of_service(view).iter().try_for_each(|line| table::say(line))?;
                 for words in troubles(&snapshot, view) {
-                    table::out(&format!("! {}: {words}", view.name))?;
+                    table::say(&format!("! {}: {words}", view.name))?;
                 }
             }
+            let hosts = snapshot.hosts.values().filter_map(attention::of_host);
+            hosts.into_iter().try_for_each(|line| table::say(&line))?;
             if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
                 super::together::print(group)?;
             }
             let words = standing::git(args).await.map(|git| git.plainly());
             for words in words.unwrap_or_default() {
-                table::out(&format!("deck: {words}"))?;
+                table::say(&format!("deck: {words}"))?;
             }
         }
         Some(name) => {
             let Some(view) = snapshot.services.get(name) else {
-                // The controller words the error, with the nearest name.
-                client.plan(name).await?;
-                return Err(Failure::other(format!("there is no service {name}"))
-                    .code(8)
-                    .with_hint("`gpudeck status` lists them"));
+                return Err(no_such_service(&client, name).await);
             };
             match args.output {
                 Output::Json => {
@@ -190,6 +190,17 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
         }
     }
     Ok(Success::Done)
+}
+
+/// What is said of a service that is not there.
+pub async fn no_such_service(client: &Client, name: &ServiceName) -> Failure {
+    // The controller words it, with the nearest name.
+    match client.plan(name).await {
+        Err(error) => error.into(),
+        Ok(_) => Failure::other(format!("there is no service {name}"))
+            .code(8)
+            .with_hint("`gpudeck status` lists them"),
+    }
 }
 
 /// One service for programs, with how its deck stands.
@@ -218,25 +229,19 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
             ]
         })
         .collect();
-    table::print(
-        &[
-            "SERVICE",
-            "CONDITION",
-            "READY",
-            "RELEASE",
-            "ENGINE",
-            "REQ/S",
-            "ERRORS",
-            "MEAN ms",
-            "URL",
-        ],
-        &rows,
-    )
+    table::print_fitting(&HEADINGS, &rows, FIT)
 }
+
+const HEADINGS: [&str; 9] =
+    ["SERVICE", "CONDITION", "READY", "RELEASE", "ENGINE", "REQ/S", "ERRORS", "MEAN ms", "URL"];
+
+/// In a narrow terminal first without the address, then without the engine; then names are cut.
+const FIT: table::Fit<'_> = table::Fit { without_empty: false, spare: &[8, 4], cut: Some(0) };
 
 /// What is wrong with a service, or not as it looks.
 fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
-    let tried = view.taken_back.filter(|_| view.pending_change);
+    let first_failed = attention::first_failed(view).is_some();
+    let tried = view.taken_back.filter(|_| view.pending_change && !first_failed);
     let tried = tried.map(|release| {
         format!(
             "the spec in the deck is that of {release}, taken back (`gpudeck plan {}`)",
@@ -264,9 +269,9 @@ fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
 fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
     let name = &view.name;
     if view.condition == Condition::Elsewhere {
-        table::out(&format!("{name}: {}", view.condition.word()))?;
+        table::say(&format!("{name}: {}", view.condition.word()))?;
     } else {
-        table::out(&format!(
+        table::say(&format!(
             "{name}: {}, {} ready (floor {}), release {}",
             view.condition.word(),
             ready(view),
@@ -275,34 +280,34 @@ fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
         ))?;
     }
     for words in troubles(snapshot, view) {
-        table::out(&format!("! {words}"))?;
+        table::say(&format!("! {words}"))?;
     }
     if let Some(rollout) = &view.rollout {
         let state = match &rollout.outcome {
             Some(outcome) => super::history::outcome_words(Some(outcome)),
             None => step_words(&view.steps, rollout.step),
         };
-        table::out(&format!("rollout to {}: {state}", rollout.to))?;
+        table::say(&format!("rollout to {}: {state}", rollout.to))?;
         if rollout.outcome.is_none()
             && let Some(held) = held(&view.name, rollout)
         {
-            table::out(&format!("held: {held}"))?;
+            table::say(&format!("held: {held}"))?;
         }
         if let Some(verdict) = &rollout.verdict {
             let (title, result) = (verdict.title(), verdict.result);
-            table::out(&format!("{title}: {result:?}: {}", verdict.reason))?;
-            verdict.lines.iter().try_for_each(|line| table::out(&format!("  | {line}")))?;
+            table::say(&format!("{title}: {result:?}: {}", verdict.reason))?;
+            verdict.lines.iter().try_for_each(|line| table::say(&format!("  | {line}")))?;
         }
         for skipped in &rollout.skipped {
             let SkippedGate { gate, by, reason, at, promoted, .. } = skipped;
             let verb = if *promoted { "promoted" } else { "skipped" };
             let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-            table::out(&format!("{verb} by {by} at {at}: {gate}{why}"))?;
+            table::say(&format!("{verb} by {by} at {at}: {gate}{why}"))?;
         }
     }
     if let Some(queued) = &view.queued {
         let why = queued.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
-        table::out(&format!(
+        table::say(&format!(
             "queued by {} at {}: {}{why} (`gpudeck rollout cancel-queued {}` takes it out)",
             queued.by,
             queued.asked,
@@ -311,13 +316,13 @@ fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
         ))?;
     }
     if let Some(why) = &view.queue_trouble {
-        table::out(&format!("! the queued rollout did not begin: {why}"))?;
+        table::say(&format!("! the queued rollout did not begin: {why}"))?;
     }
     if let Some(progress) = &view.progress {
         foreseen(progress)?;
     }
     for memory in view.memory.iter().take(3) {
-        table::out(&format!("memory {}: {}", memory.release, memory.seen.text()))?;
+        table::say(&format!("memory {}: {}", memory.release, memory.seen.text()))?;
     }
     let rows: Vec<Vec<String>> = view
         .replicas
@@ -356,7 +361,7 @@ fn ready(view: &ServiceView) -> String {
 
 /// `step 2 of 5: bake 5m`. A first deployment and an undo skip the steps: they are at the last stretch from the
 /// beginning, which is the only one that they have.
-fn step_words(titles: &[String], step: usize) -> String {
+pub fn step_words(titles: &[String], step: usize) -> String {
     let at = step.min(titles.len().saturating_sub(1));
     let title = titles.get(at).map_or("all replicas", String::as_str);
     format!("step {} of {}: {title}", at + 1, titles.len().max(1))
@@ -404,43 +409,24 @@ pub fn now() -> crate::api::Timestamp {
 pub async fn events(args: &Args, follow: bool) -> Result<Success, Failure> {
     let client = attach(args).await?;
     let mut deltas = client.stream().await?;
-    let show = |line: &EventLine| match args.output {
-        Output::Json => table::json_line(line),
-        Output::Text => event_line(line),
-    };
+    let mut told = EventLines::new(args);
     while let Some(delta) = deltas.next().await {
         match delta {
             Delta::Snapshot(snapshot) => {
-                snapshot.events.iter().try_for_each(show)?;
+                snapshot.events.iter().try_for_each(|event| told.show(event))?;
                 if !follow {
                     break;
                 }
             }
-            Delta::Event { event, .. } => show(&event)?,
+            Delta::Event { event, .. } => told.show(&event)?,
             _ => {}
         }
     }
     Ok(Success::Done)
 }
 
-/// One event for people.
-pub fn event_line(line: &EventLine) -> Result<(), Failure> {
-    let mark = match line.severity {
-        Severity::Info => " ",
-        Severity::Warning => "!",
-        Severity::Error => "✗",
-    };
-    let about = line
-        .service
-        .as_ref()
-        .map(ToString::to_string)
-        .or_else(|| line.host.as_ref().map(ToString::to_string))
-        .unwrap_or_default();
-    table::out(&format!("{} {mark} {about:<12} {}", line.at, line.text))
-}
-
 /// What a rollout waits for, and how a person can go on.
-fn held(service: &ServiceName, rollout: &Rollout) -> Option<String> {
+pub fn held(service: &ServiceName, rollout: &Rollout) -> Option<String> {
     if let Some(since) = rollout.paused {
         let by = rollout.paused_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
         let why = rollout.paused_why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();

@@ -68,7 +68,7 @@ pub fn print(deck: &DeckView) -> Result<(), Failure> {
     if deck.simulated {
         table::out("SIMULATED hosts, engines and gateway")?;
     }
-    lines(deck).iter().try_for_each(|line| table::out(line))
+    lines(deck).iter().try_for_each(|line| table::say(line))
 }
 
 fn lines(deck: &DeckView) -> Vec<String> {

@@ -1,30 +1,40 @@
-//! Plain tables and JSON on standard output.
+//! Plain tables, lines and JSON on standard output.
 
 use std::io::Write;
 
 use serde::Serialize;
-use unicode_width::UnicodeWidthStr;
 
+pub use super::columns::Fit;
+use super::columns::laid;
 use super::exit::Failure;
+use super::page;
+use crate::api::wrap;
 
 /// Prints rows under headings, columns aligned, the last column as it is.
 pub fn print(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-    let mut widths: Vec<usize> = headings.iter().map(|h| h.width()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.width());
+    print_fitting(headings, rows, Fit::default())
+}
+
+/// The same, with how it gives way on a narrow terminal.
+pub fn print_fitting(headings: &[&str], rows: &[Vec<String>], fit: Fit<'_>) -> Result<(), Failure> {
+    laid(headings, rows, page::width(), fit).iter().try_for_each(|line| out(line))
+}
+
+/// Prints a line for people: on a terminal that is too narrow for it, broken at blanks and indented further where it goes
+/// on.
+pub fn say(line: &str) -> Result<(), Failure> {
+    let indent = line.len() - line.trim_start_matches(' ').len();
+    say_hanging(line, indent + 2)
+}
+
+/// The same, indented by so many columns where it goes on.
+pub fn say_hanging(line: &str, hang: usize) -> Result<(), Failure> {
+    match page::width() {
+        Some(width) if !line.is_empty() => {
+            wrap::lines(line, width, hang).iter().try_for_each(|line| out(line))
         }
+        _ => out(line),
     }
-    let heading: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
-    for row in std::iter::once(&heading).chain(rows) {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(cell);
-            line.push_str(&" ".repeat(width.saturating_sub(cell.width()) + 2));
-        }
-        out(line.trim_end())?;
-    }
-    Ok(())
 }
 
 /// A number of things: `1 step`, `2 steps`.

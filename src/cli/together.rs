@@ -72,10 +72,10 @@ pub fn print(group: &Group) -> Result<(), Failure> {
     if let Some(paused) = &group.paused {
         let reason = paused.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
         let words = format!("paused by {} since {}{reason}", paused.by, paused.since);
-        table::out(&clean(&words, 300))?;
+        table::say(&clean(&words, 300))?;
     }
     if let Some(words) = group.abort_words() {
-        table::out(&clean(&words, 300))?;
+        table::say(&clean(&words, 300))?;
     }
     let rows: Vec<Vec<String>> = group
         .services

@@ -129,7 +129,7 @@ fn print(upgrade: &Upgrade, snapshot: &Snapshot) -> Result<(), Failure> {
         let Some(steered) = steered else { continue };
         let reason = steered.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
         let words = format!("{how} by {} since {}{reason}", steered.by, steered.since);
-        table::out(&text::clean(&words, 300))?;
+        table::say(&text::clean(&words, 300))?;
     }
     let rows = upgrade.hosts.iter().map(|entry| {
         let mut notes: Vec<String> = entry.state.why().into_iter().collect();
@@ -159,7 +159,7 @@ fn stays_closed(entry: &UpgradeEntry, snapshot: &Snapshot) -> Option<String> {
 
 /// What it would do, for people.
 fn print_plan(plan: &UpgradePlan, run: &str) -> Result<(), Failure> {
-    table::out(&format!(
+    table::say(&format!(
         "{}, at most {} at a time: each is drained, `{}` is run there, and it comes back",
         table::plural(plan.hosts.len() as u64, "host"),
         plan.max_parallel,
@@ -168,27 +168,27 @@ fn print_plan(plan: &UpgradePlan, run: &str) -> Result<(), Failure> {
     let mut batch = 0;
     for host in &plan.hosts {
         if let Some(refused) = &host.refused {
-            table::out(&format!("{}: REFUSED: {}", host.host, refused.message))?;
+            table::say(&format!("{}: REFUSED: {}", host.host, refused.message))?;
             if let Some(hint) = &refused.hint {
-                table::out(&format!("  → {hint}"))?;
+                table::say(&format!("  → {hint}"))?;
             }
             continue;
         }
         if host.batch != batch {
             batch = host.batch;
             let after = host.after.as_deref().map(|why| format!(", after the last: {why}"));
-            table::out(&format!("batch {batch}{}", after.unwrap_or_default()))?;
+            table::say(&format!("batch {batch}{}", after.unwrap_or_default()))?;
         }
         maintenance::print(&host.drain, &[])?;
         for low in &host.capacity {
-            table::out(&format!("  {}", capacity(low)))?;
+            table::say(&format!("  {}", capacity(low)))?;
         }
     }
     for low in &plan.lowest {
-        table::out(&format!("lowest capacity on the way: {}", capacity(low)))?;
+        table::say(&format!("lowest capacity on the way: {}", capacity(low)))?;
     }
     for warning in &plan.warnings {
-        table::out(&format!("! {warning}"))?;
+        table::say(&format!("! {warning}"))?;
     }
     Ok(())
 }

@@ -9,8 +9,9 @@ use futures::StreamExt;
 use self::queued::{Queued, Turn};
 use super::args::{Args, Output};
 use super::attach::attach;
+use super::events::EventLines;
 use super::exit::{Failure, Success};
-use super::{show, table};
+use super::table;
 use crate::api::{
     Client, Delta, Door, Gate, Outcome, ReleaseNumber, ServiceName, ServiceView, Snapshot,
     Timestamp,
@@ -66,6 +67,7 @@ async fn follow(
     service: &ServiceName,
     what: Awaited,
 ) -> Result<Success, Failure> {
+    let mut told = EventLines::new(args);
     let mut shown_until = None;
     let mut lost = 0;
     let mut queued = match what {
@@ -84,10 +86,7 @@ async fn follow(
                         && shown_until.is_none_or(|t| event.at >= t)
                     {
                         shown_until = Some(event.at);
-                        match args.output {
-                            Output::Json => table::json_line(event)?,
-                            Output::Text => show::event_line(event)?,
-                        }
+                        told.show(event)?;
                     }
                     match (&mut snapshot, delta) {
                         (_, Delta::Snapshot(whole)) => snapshot = Some(*whole),
@@ -207,13 +206,13 @@ fn ended(args: &Args, view: &ServiceView, what: Awaited) -> Result<Option<Succes
     if args.output == Output::Text {
         let ended = match outcome {
             Outcome::Completed => None,
-            Outcome::RolledBack { why } => Some(("was taken back", why)),
-            Outcome::Aborted { why } => Some(("was aborted", why)),
-            Outcome::Failed { why } => Some(("failed", why)),
+            Outcome::RolledBack { why } => Some(format!("was taken back: {why}")),
+            Outcome::Aborted { .. } => Some(format!("was {}", outcome.text())),
+            Outcome::Failed { why } => Some(format!("failed: {why}")),
         };
-        if let Some((how, why)) = ended {
-            let why = crate::base::text::clean(why, 300);
-            table::out(&format!("{}: {to} {how}: {why}", view.name))?;
+        if let Some(how) = ended {
+            let how = crate::api::text::clean(&how, 320);
+            table::say(&format!("{}: {to} {how}", view.name))?;
         }
     }
     Ok(Some(match outcome {

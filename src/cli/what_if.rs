@@ -50,7 +50,7 @@ pub async fn plan(
                     }
                     None => "an edited spec waits".to_owned(),
                 };
-                table::out(&format!("{name}: {what}: `gpudeck plan {name}` shows it"))?;
+                table::say(&format!("{name}: {what}: `gpudeck plan {name}` shows it"))?;
             }
         }
     }
@@ -98,10 +98,10 @@ fn write_world(view: &WhatIfView, file: &Path) -> Result<(), Failure> {
 
 fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
     for host in &question.without {
-        table::out(&format!("what if {host} were lost"))?;
+        table::say(&format!("what if {host} were lost"))?;
     }
     for new in &question.add {
-        table::out(&format!(
+        table::say(&format!(
             "what if there were also {} with {} {}",
             table::plural(u64::from(new.hosts), "host"),
             new.gpus,
@@ -124,7 +124,7 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         place::print_rejected(&view.answer)?;
     }
     if let Some(hole) = &view.hole {
-        table::out(&match &hole.at {
+        table::say(&match &hole.at {
             None => format!("no moves free {} GPUs together", hole.gpus),
             Some(at) => format!(
                 "{} GPUs together on {}: {} restarted, {} to copy",
@@ -136,14 +136,14 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         })?;
     }
     for (service, why) in &view.left_out {
-        table::out(&format!("! {service} is not in it: {why}"))?;
+        table::say(&format!("! {service} is not in it: {why}"))?;
     }
     table::out("")?;
     table::print(
         &["LEVEL", "NOW", "THEN", "", ""],
         &changes(&view.before, &view.answer.objective),
     )?;
-    table::out(&format!(
+    table::say(&format!(
         "largest gang that could still be placed: {} GPUs now, {} then",
         view.largest_gang_before, view.answer.largest_gang
     ))
@@ -197,7 +197,7 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
             Output::Json => table::json(&check)?,
             Output::Text => {
                 let (name, replica) = (&to.service, to.replica);
-                table::out(&format!("{name}/{replica} → {} [{}]", to.host, gpus(&to.gpus)))?;
+                table::say(&format!("{name}/{replica} → {} [{}]", to.host, gpus(&to.gpus)))?;
                 speaks_against(&check)?;
             }
         }
@@ -224,7 +224,7 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
     let reply = client.send(Intent::Move { service, replica, host, gpus, reason }).await?;
     match args.output {
         Output::Json => table::json_line(&reply)?,
-        Output::Text => table::out(&format!(
+        Output::Text => table::say(&format!(
             "{}/{}: moving to {}; `gpudeck status {0}` shows it",
             options.service, options.replica, options.host
         ))?,
@@ -234,10 +234,10 @@ pub async fn move_replica(args: &Args, options: &MoveOptions) -> Result<Success,
 
 fn speaks_against(check: &PlaceCheck) -> Result<(), Failure> {
     for worse in &check.worse {
-        table::out(&format!("  worse   {worse}"))?;
+        table::say(&format!("  worse   {worse}"))?;
     }
     for better in &check.better {
-        table::out(&format!("  better  {better}"))?;
+        table::say(&format!("  better  {better}"))?;
     }
     if check.worse.is_empty() && check.better.is_empty() && check.violated.is_none() {
         table::out("  as good as where it is")?;
