@@ -35,6 +35,7 @@ pub mod snapshot_csv;
 pub mod snapshot_prometheus;
 pub mod ssh_config;
 pub mod standing;
+mod steering;
 pub mod table;
 pub mod together;
 pub mod top;

@@ -4,9 +4,10 @@ use super::args::{Args, Output, RetryOptions, RolloutCommand, Why};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::wait::{Awaited, wait};
-use super::{apply, maintenance, show, table};
+use super::{apply, maintenance, show, steering, table};
 use crate::api::{
-    Client, Door, GroupSteer, Intent, IntentReply, SeenRollout, ServiceName, ServiceView,
+    Client, Door, GroupSteer, Intent, IntentReply, ROLLOUT_CHANGED, SeenRollout, ServiceName,
+    ServiceView, text,
 };
 
 /// Watches or steers a rollout.
@@ -25,11 +26,18 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
             Some(service) => Intent::Resume { service, reason: why.reason.clone() },
             None => Intent::SteerGroup { what: GroupSteer::Resume, reason: why.reason.clone() },
         },
-        RolloutCommand::Promote { service, all, step, reason } => {
-            let step = match step {
-                Some(step) => Some(step.get() - 1),
-                None => present_step(&client, service).await?,
-            };
+        RolloutCommand::Promote { service, all, step, reason, yes } => {
+            let view = client.snapshot().await?.services.remove(service);
+            let rollout = view.as_ref().and_then(steering::under_way);
+            let present = rollout.map(|rollout| rollout.step);
+            let step = step.map_or(present, |step| Some(step.get() - 1));
+            if apply::must_ask(args, *yes)
+                && let (Some(view), Some(rollout), Some(step)) = (&view, rollout, step)
+                // One that is passed already is only told so.
+                && step >= rollout.step
+            {
+                agree_to(&steering::promote(view, rollout, *all, step)).await?;
+            }
             Intent::Promote { service: service.clone(), all: *all, step, reason: reason.clone() }
         }
         RolloutCommand::Retry { service, options } => {
@@ -41,10 +49,21 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
         RolloutCommand::CancelQueued { service, why } => {
             Intent::CancelQueued { service: service.clone(), reason: why.reason.clone() }
         }
-        RolloutCommand::Abort { which, reason } => match which.service.clone() {
-            Some(service) => Intent::Abort { service, reason: reason.clone(), seen: None },
-            None => Intent::SteerGroup { what: GroupSteer::Abort, reason: reason.clone() },
-        },
+        RolloutCommand::Abort { which, reason, yes } => {
+            let asks = apply::must_ask(args, *yes);
+            match &which.service {
+                Some(service) => {
+                    return abort(args, &client, service, reason.as_deref(), asks).await;
+                }
+                None => {
+                    let group = client.snapshot().await?.deck.group;
+                    if let Some(group) = group.filter(|g| asks && g.ended.is_none()) {
+                        agree_to(&steering::abort_together(&group)).await?;
+                    }
+                    Intent::SteerGroup { what: GroupSteer::Abort, reason: reason.clone() }
+                }
+            }
+        }
         RolloutCommand::Undo { service, to, options } => {
             return apply::undo(args, service, *to, options).await;
         }
@@ -57,11 +76,38 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
     accepted(args, &client, intent).await
 }
 
-/// The index of the step at which the rollout under way is.
-async fn present_step(client: &Client, service: &ServiceName) -> Result<Option<usize>, Failure> {
-    let snapshot = client.snapshot().await?;
-    let rollout = snapshot.services.get(service).and_then(|s| s.rollout.as_ref());
-    Ok(rollout.filter(|r| r.outcome.is_none()).map(|r| r.step))
+/// Takes a rollout back: the one that was shown, and no other.
+async fn abort(
+    args: &Args,
+    client: &Client,
+    service: &ServiceName,
+    reason: Option<&str>,
+    asks: bool,
+) -> Result<Success, Failure> {
+    loop {
+        let mut seen = None;
+        if asks {
+            let view = client.snapshot().await?.services.remove(service);
+            let rollout = view.as_ref().and_then(steering::under_way);
+            // What is refused whatever the answer is needs no question.
+            if let (Some(view), Some(rollout)) = (&view, rollout) {
+                agree_to(&steering::abort(view, rollout)).await?;
+                seen = Some(SeenRollout { to: rollout.to, step: None });
+            }
+        }
+        let reason = reason.map(str::to_owned);
+        let intent = Intent::Abort { service: service.clone(), reason, seen };
+        match accepted(args, client, intent).await {
+            Err(failure) if asks && failure.message == ROLLOUT_CHANGED => apply::say_changed()?,
+            ended => return ended,
+        }
+    }
+}
+
+/// Says what is about to be done, and asks.
+async fn agree_to(words: &[String]) -> Result<(), Failure> {
+    words.iter().try_for_each(|line| table::say(&text::clean(line, 400)))?;
+    apply::agree("Go on?").await
 }
 
 /// Tries again what failed.
@@ -123,7 +169,7 @@ async fn retry(
     Ok(Success::Done)
 }
 
-/// Stops a service.
+/// Stops a service, after it was said what that takes away.
 pub async fn stop(
     args: &Args,
     service: &ServiceName,
@@ -132,7 +178,14 @@ pub async fn stop(
 ) -> Result<Success, Failure> {
     let client = attach(args).await?;
     if apply::must_ask(args, yes) {
-        apply::agree(&format!("Drain and stop all replicas of {service}?")).await?;
+        let snapshot = show::settle(&client).await?;
+        let Some(view) = snapshot.services.get(service) else {
+            return Err(show::no_such_service(&client, service).await);
+        };
+        let words = steering::stop(view);
+        if !words.is_empty() {
+            agree_to(&words).await?;
+        }
     }
     let (service, reason) = (service.clone(), why.reason.clone());
     accepted(args, &client, Intent::Stop { service, reason }).await
@@ -172,8 +225,6 @@ fn pause_that_ends(view: &ServiceView, intent: &Intent) -> Option<String> {
     if !matches!(intent, Intent::Skip { .. } | Intent::Promote { .. } | Intent::Retry { .. }) {
         return None;
     }
-    let rollout = view.rollout.as_ref().filter(|r| r.outcome.is_none() && r.paused.is_some())?;
-    let by = rollout.paused_by.as_ref().map(|by| format!(" of {by}"));
-    let why = rollout.paused_why.as_ref().map(|why| format!(" ({why})"));
-    Some(format!(", which ends the pause{}{}", by.unwrap_or_default(), why.unwrap_or_default()))
+    let pause = steering::pause_that_ends(steering::under_way(view)?)?;
+    Some(format!(", which ends the pause{pause}"))
 }

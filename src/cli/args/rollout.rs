@@ -113,6 +113,9 @@ pub enum RolloutCommand {
         /// Why, for the history and the audit trail
         #[arg(long, short = 'm', value_name = "TEXT")]
         reason: Option<String>,
+        /// Do not ask (nothing is asked without a terminal)
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Try again what failed: in the rollout that is held, or, after it was taken back, by a new one
     /// of the same revision
@@ -147,6 +150,9 @@ pub enum RolloutCommand {
         /// Why, for the history
         #[arg(long, short = 'm', value_name = "TEXT")]
         reason: Option<String>,
+        /// Do not ask (nothing is asked without a terminal)
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Roll out an earlier revision again; in mid-rollout: take that back first
     Undo {
