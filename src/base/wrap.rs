@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(lines("x abcdefgh", 6, 2), ["x abcd", "  efgh"]);
         assert_eq!(lines("one\n\ntwo", 10, 0), ["one", "", "two"]);
         assert_eq!(lines("", 10, 2), Vec::<String>::new());
-        assert_eq!(lines("    deep enough", 8, 2), ["    deep", "  enough"]);
+        assert_eq!(lines("    deep enough", 10, 2), ["    deep", "  enough"]);
     }
 
     #[test]

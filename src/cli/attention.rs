@@ -47,7 +47,7 @@ pub fn first_failed(view: &ServiceView) -> Option<String> {
         return None;
     }
     Some(format!(
-        "the rollout to {}, its first one, {}; nothing is served (`gpudeck rollout retry {}`)",
+        "the rollout to {}, with nothing before it, {}; nothing is served (`gpudeck rollout retry {}`)",
         rollout.to,
         outcome.text(),
         view.name

@@ -20,6 +20,8 @@ pub struct Fit<'a> {
     pub spare: &'a [usize],
     /// A column of names that are cut in the middle.
     pub cut: Option<usize>,
+    /// Columns that are left out where that is not enough either.
+    pub last: &'a [usize],
 }
 
 /// The table's lines. The last column is not padded; where its cell does not fit beside the others it stands below
@@ -36,10 +38,15 @@ pub fn laid(
     if fit.without_empty {
         kept.retain(|at| rows.iter().any(|row| row.get(*at).is_some_and(|c| !c.is_empty())));
     }
-    let all = |kept: &[usize]| widths(&headings, rows, kept).iter().map(|w| w + GAP).sum::<usize>();
-    for spare in fit.spare {
-        if all(&kept) > width + GAP {
-            kept.retain(|at| at != spare);
+    let own = |at: usize| widths(&headings, rows, &[at]).first().copied().unwrap_or_default();
+    let all = |kept: &[usize]| kept.iter().map(|at| own(*at) + GAP).sum::<usize>();
+    // How much cutting names gives.
+    let cut = fit.cut.map_or(0, |at| own(at).saturating_sub(LEAST));
+    for (columns, given) in [(fit.spare, 0), (fit.last, cut)] {
+        for column in columns {
+            if all(&kept).saturating_sub(given) > width + GAP {
+                kept.retain(|at| at != column);
+            }
         }
     }
     let of = |row: &[String]| -> Vec<String> {
@@ -137,7 +144,7 @@ mod tests {
     fn what_can_be_spared_goes_first_then_names_are_cut() {
         let rows = rows(&[&["chat-of-the-far-north", "", "vllm", "serving", "http://gw:8000"]]);
         let headings = ["SERVICE", "E", "ENGINE", "STATE", "URL"];
-        let fit = Fit { without_empty: true, spare: &[4, 2], cut: Some(0) };
+        let fit = Fit { without_empty: true, spare: &[4, 2], cut: Some(0), last: &[3] };
         assert_eq!(
             laid(&headings, &rows, Some(60), fit)[1],
             "chat-of-the-far-north  vllm    serving  http://gw:8000"
@@ -148,5 +155,6 @@ mod tests {
         );
         assert_eq!(laid(&headings, &rows, Some(30), fit)[1], "chat-of-the-far-north  serving");
         assert_eq!(laid(&headings, &rows, Some(25), fit)[1], "chat-of-…r-north  serving");
+        assert_eq!(laid(&headings, &rows, Some(18), fit)[1], "chat-of-t…ar-north");
     }
 }

@@ -79,7 +79,10 @@ impl Line<'_> {
 
 /// A line for each release, and one for each stop where it comes in time.
 fn lines(releases: &[ReleaseView], now: Timestamp) -> Vec<Line<'_>> {
-    let age = |at: Timestamp| format!("{} ago", time::short(now.since(at)));
+    let age = |at: Timestamp| match now.since(at) {
+        moment if moment.as_secs() == 0 => "just now".to_owned(),
+        age => format!("{} ago", time::short(age)),
+    };
     let mut stops: Vec<&Stop> = releases.iter().filter_map(|r| r.stop.as_ref()).collect();
     stops.sort_by_key(|stop| std::cmp::Reverse(stop.at));
     let mut stops = stops.into_iter().peekable();

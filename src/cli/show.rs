@@ -235,8 +235,10 @@ fn services(snapshot: &Snapshot) -> Result<(), Failure> {
 const HEADINGS: [&str; 9] =
     ["SERVICE", "CONDITION", "READY", "RELEASE", "ENGINE", "REQ/S", "ERRORS", "MEAN ms", "URL"];
 
-/// In a narrow terminal first without the address, then without the engine; then names are cut.
-const FIT: table::Fit<'_> = table::Fit { without_empty: false, spare: &[8, 4], cut: Some(0) };
+/// In a narrow terminal first without the address, then without the engine; then names are cut, and then it is without
+/// what is measured.
+const FIT: table::Fit<'_> =
+    table::Fit { without_empty: false, spare: &[8, 4], cut: Some(0), last: &[7, 6, 5] };
 
 /// What is wrong with a service, or not as it looks.
 fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {

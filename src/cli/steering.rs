@@ -26,7 +26,7 @@ pub fn stop(view: &ServiceView) -> Vec<String> {
         (0, _) => format!("No replica of {name} runs."),
         (_, 0) => format!("None is ready now; {all} drained and stopped."),
         (_, ready) => {
-            format!("▲ OUTAGE: {all} drained and stopped; {ready} of {} ready now.", view.wanted)
+            format!("▲ OUTAGE: {all} drained and stopped; {ready} ready now.")
         }
     }];
     words.extend(rollout.map(|r| format!("The rollout to {} ends with it.", r.to)));

@@ -2,7 +2,7 @@
 
 use super::steer::{on_service, undo};
 use crate::api::{
-    ApiError, ErrorKind, Intent, ROLLOUT_CHANGED, ReplicaTo, SeenRollout, ServiceName,
+    ApiError, ErrorKind, Intent, ROLLOUT_CHANGED, ReplicaTo, SeenRollout, ServiceName, wrap,
 };
 use crate::tui::command::Command;
 use crate::tui::dialogs::{Confirm, Deed, Map, PlanState};
@@ -11,8 +11,8 @@ use crate::tui::state::{Mode, State};
 
 /// The dialog before a replica is moved by hand.
 pub fn confirm_move(state: &mut State, to: ReplicaTo, words: Vec<String>, behind: Box<Map>) {
-    let gpus: Vec<String> = to.gpus.iter().map(ToString::to_string).collect();
-    let target = format!("{}/{} to {} GPU {}", to.service, to.replica, to.host, gpus.join(", "));
+    let gpus = wrap::ranges(to.gpus.clone());
+    let target = format!("{}/{} to {} GPU {gpus}", to.service, to.replica, to.host);
     let service = to.service.clone();
     let mut dialog = Confirm::new(Deed::Move, service, target, PlanState::Words(words));
     dialog.to = Some(Box::new(to));
