@@ -2,7 +2,10 @@
 //! controller that comes after one that was killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "common/mod.rs"]
 mod common;
+#[path = "together/people.rs"]
+mod people;
 
 use std::path::PathBuf;
 use std::time::Duration;

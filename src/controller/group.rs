@@ -1,32 +1,31 @@
 //! Several services in one rollout: taken on, held, and carried out as `rollout::group` decides. What has been reached
-//! is journaled; a controller that was killed goes on from there.
+//! is journaled; a controller that was killed goes on from there. How one is begun is in `asking`, what people do to one
+//! of them meanwhile in `people`.
+
+mod asking;
+mod people;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::begin::Beginning;
-use super::core::{Core, Input, Request, now};
+use super::core::{Core, Input, now};
 use super::deck_ledger::DeckEvent;
 use super::maintenance::conflict;
 use super::planning::Draft;
+use super::steer::digest;
 use super::together;
-use super::turns::Token;
 use crate::api::hub::Change;
 use crate::api::{
     ApiError, DeckView, ErrorKind, Group, GroupEntry, GroupState, GroupSteer, IntentReply,
     PlanView, Severity,
 };
-use crate::base::{ServiceName, Timestamp};
-use crate::rollout::group::{Answer, Begin, GroupMove, forward};
-use crate::rollout::{EventKind, RolloutKind, ServiceState};
+use crate::base::ServiceName;
+use crate::rollout::group::{GroupMove, forward};
+use crate::rollout::{EventKind, ServiceState};
 
 /// One of the group's deciders.
 type Decide = fn(&Group, &BTreeMap<ServiceName, ServiceState>) -> Option<GroupMove>;
-
-/// What found no room yet is asked for again after so long.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How several services are to be rolled out.
 pub(super) struct Wish {
@@ -102,11 +101,13 @@ impl Core {
             return Err(super::begin::plan_changed());
         }
         let began = now();
-        let entries = drafts.iter().map(|draft| GroupEntry {
+        let entries = drafts.iter().zip(&plans).map(|(draft, plan)| GroupEntry {
             after: draft.spec.rollout.after.clone(),
             service: draft.service.clone(),
             state: GroupState::Waiting,
             since: began,
+            digest: Some(digest(&draft.text)),
+            accept_outage: Some(accept_outage && plan.forecast.outage),
         });
         let group = Group {
             services: entries.collect(),
@@ -133,13 +134,18 @@ impl Core {
         self.hub.publish(Change::Deck(DeckView { group, ..deck }));
     }
 
-    /// Whether it could be written down.
+    /// Whether it could be written down; what could not is tried again at the next tick.
     fn group_went(&mut self, service: &ServiceName, state: GroupState) -> bool {
-        let event = DeckEvent::GroupWent { service: service.clone(), state: state.clone() };
-        if let Err(error) = self.deck_happened(event) {
-            tracing::error!(%error, "the journal cannot be written");
-            return false;
-        }
+        let written = self.group_goes(service, state);
+        let untold = |error: &ApiError| {
+            tracing::error!(error = %error.message, "the journal cannot be written");
+        };
+        written.inspect_err(untold).is_ok()
+    }
+
+    /// Writes down how far one is, and tells it.
+    fn group_goes(&mut self, service: &ServiceName, state: GroupState) -> Result<(), ApiError> {
+        self.deck_told(DeckEvent::GroupWent { service: service.clone(), state: state.clone() })?;
         let (word, why) = state.words();
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         let severity = match state {
@@ -149,7 +155,7 @@ impl Core {
         };
         self.say(severity, Some(service), &format!("together with others: {word}{why}"));
         self.publish_group();
-        true
+        Ok(())
     }
 
     /// Holds the group, lets it go on, or takes it back.
@@ -253,9 +259,13 @@ impl Core {
                 ) && self.group_went(&service, GroupState::Undoing)
             }
             GroupMove::Begin(begin) => {
-                if self.all_hosts_heard_of() && !self.waits_for_loans(&begin.service) {
-                    self.ask_for(group, begin);
+                if !self.all_hosts_heard_of() || self.waits_for_loans(&begin.service) {
+                    return false;
                 }
+                if let Some(why) = self.changed_since_agreed(group, &begin) {
+                    return self.group_went(&begin.service, GroupState::Failed { why });
+                }
+                self.ask_for(group, begin);
                 false
             }
         }
@@ -284,87 +294,7 @@ impl Core {
         words.is_some()
     }
 
-    /// What has changed since the next one was asked for: it is not begun now.
-    pub(super) fn is_held_up(&self, service: &ServiceName, kind: RolloutKind) -> bool {
-        let group = self.state.ledger.group.as_ref();
-        let steered = group.is_none_or(|g| g.paused.is_some() || g.aborted.is_some());
-        let lends = self.state.services.get(service).is_some_and(|s| !s.loans.is_empty());
-        // What is another's, or could not be written down, is not brought on.
-        let ours = self.takes_new_work().and_then(|()| self.not_fenced()).is_ok();
-        !ours || lends || (steered && kind == RolloutKind::Apply)
-    }
-
     pub(super) fn all_hosts_heard_of(&self) -> bool {
         self.hub.with(|s| s.hosts.values().all(super::maintenance::settled))
     }
-
-    /// Begins a rollout; what comes of it becomes the state of the service in the group, unless there is no room yet.
-    fn ask_for(&mut self, group: &Group, begin: Begin) {
-        let service = begin.service.clone();
-        let request = Request {
-            kind: begin.kind,
-            by: group.by.clone(),
-            reason: begin.reason.clone(),
-            accept_outage: group.accept_outage,
-            agreed: None,
-        };
-        let settles = group.settles(&service);
-        let work = self.may_begin(&service).map(|()| self.draft(service.clone(), begin.to));
-        let Some(token) = self.group_asking.take() else { return };
-        let inputs = self.means.inputs.clone();
-        self.tasks.spawn(async move {
-            let draft = match work {
-                Ok(work) => work.await,
-                Err(error) => Err(error),
-            };
-            let ask = Box::new(move |core: &mut Core| {
-                // A pause or an abort that was answered meanwhile holds.
-                if core.is_held_up(&service, request.kind) {
-                    return core.ask_group_again(token);
-                }
-                let then = move |core: &mut Core, begun: Result<IntentReply, ApiError>| {
-                    core.publish_stale();
-                    let held_up = begun.is_err() && core.is_held_up(&service, begin.kind);
-                    match answer(begun, settles).filter(|_| !held_up) {
-                        Some(answer) => {
-                            drop(token);
-                            core.group_went(&service, begin.answered(answer));
-                        }
-                        None => core.ask_group_again(token),
-                    }
-                };
-                match draft {
-                    Ok(draft) => core.begin_rollout(Beginning {
-                        draft: Box::new(draft),
-                        request,
-                        of_group: true,
-                        then: Box::new(then),
-                    }),
-                    Err(error) => then(core, Err(error)),
-                }
-            });
-            let _ = inputs.send(Input::Ask(ask)).await;
-        });
-    }
-
-    /// What could not begin now is asked for again in a moment.
-    fn ask_group_again(&mut self, token: Token) {
-        self.tasks.spawn(async move {
-            tokio::time::sleep(ASK_AGAIN).await;
-            drop(token);
-        });
-    }
-}
-
-/// What the group makes of a reply. None: there is no room yet, it is asked for again.
-fn answer(reply: Result<IntentReply, ApiError>, settles: Timestamp) -> Option<Answer> {
-    Some(match reply {
-        Ok(IntentReply::RolloutBegun { release, .. }) => Answer::Begun(release),
-        Ok(_) => Answer::NothingToDo,
-        Err(error) if error.kind == ErrorKind::Unplaceable && now() < settles => return None,
-        Err(error) => {
-            let hint = error.hint.map(|hint| format!(" → {hint}")).unwrap_or_default();
-            Answer::Refused { why: error.message + &hint }
-        }
-    })
 }

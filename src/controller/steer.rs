@@ -14,8 +14,13 @@ use crate::spec::ConcurrencyPolicy;
 
 pub(super) type Reply = oneshot::Sender<Result<IntentReply, ApiError>>;
 
+/// Why what waited for its turn does not begin: nobody has seen the plan of what it is now.
+pub(super) fn changed_since(service: &ServiceName) -> String {
+    format!("services/{service}.toml was changed since it was queued")
+}
+
 /// What the deck says of a service, in few characters.
-fn digest(text: &str) -> String {
+pub(super) fn digest(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
@@ -90,6 +95,9 @@ impl Core {
         reply: Reply,
     ) {
         if self.state.services.get(&service).and_then(ServiceState::active_rollout).is_none() {
+            if let Err(error) = self.not_waiting_in_group(&service, policy) {
+                return self.answer(reply, Err(error));
+            }
             return self.prepare(service, to, request, reply);
         }
         if request.agreed.is_some() {
@@ -201,7 +209,7 @@ impl Core {
                     .digest
                     .as_ref()
                     .is_some_and(|then| *then != digest(&text))
-                    .then(|| format!("services/{service}.toml was changed since it was queued")),
+                    .then(|| changed_since(&service)),
                 Err(error) => Some(error.message),
             };
             if let Some(why) = changed {

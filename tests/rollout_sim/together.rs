@@ -1,5 +1,8 @@
 //! Several services in one rollout, with random faults: the group's decider above a world for each service, a controller
-//! that is killed between what it does and what it writes down, and a person who holds it or takes it back.
+//! that is killed between what it does and what it writes down, a person who holds it or takes it back, and others who do
+//! something to one of the services (`people`).
+
+mod people;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,7 +11,7 @@ use deciding::base::{ReleaseId, ReleaseNumber, ServiceName, Timestamp};
 use deciding::rollout::group::{
     Answer, Begin, Group, GroupEntry, GroupMove, GroupState, GroupSteer, forward, order,
 };
-use deciding::rollout::{EventKind, Outcome, Release, RolloutKind};
+use deciding::rollout::{EventKind, Outcome, Release, RolloutKind, ServiceState};
 use uuid::Uuid;
 
 use crate::build::{Rng, single, spec};
@@ -34,17 +37,26 @@ pub enum Mistake {
     FirstBack,
     /// What had begun when the controller was killed is begun again.
     ForgetBegun,
+    /// What a person stopped is begun, or taken back.
+    IgnoreStop,
+    /// What a person rolled out since is taken back.
+    UndoNewer,
+    /// A spec that was edited since is rolled out.
+    TakeEdited,
     /// None at all: what is caught then is the play's own doing.
     Nothing,
 }
 
-const MISTAKES: [Mistake; 6] = [
+const MISTAKES: [Mistake; 9] = [
     Mistake::ForgetPause,
     Mistake::ForgetAfter,
     Mistake::ForgetFailure,
     Mistake::ForgetAbort,
     Mistake::FirstBack,
     Mistake::ForgetBegun,
+    Mistake::IgnoreStop,
+    Mistake::UndoNewer,
+    Mistake::TakeEdited,
 ];
 
 impl Mistake {
@@ -62,7 +74,8 @@ impl Mistake {
             }
             Self::ForgetAbort => group.aborted = None,
             Self::FirstBack if group.goes_back() => group.services.reverse(),
-            Self::FirstBack | Self::Nothing => {}
+            Self::TakeEdited => group.services.iter_mut().for_each(|e| e.digest = None),
+            Self::FirstBack | Self::IgnoreStop | Self::UndoNewer | Self::Nothing => {}
             Self::ForgetBegun => group.began = Timestamp(u64::MAX / 2),
         }
     }
@@ -92,6 +105,8 @@ struct Together {
     refused: BTreeSet<ServiceName>,
     /// Services whose undo has begun.
     undone: BTreeSet<ServiceName>,
+    /// What others did.
+    others: people::Others,
     /// Everything that was ever rolled out, as it was asked for.
     releases: BTreeMap<(ServiceName, ReleaseNumber), Release>,
     /// By the controller's one clock, which never goes back.
@@ -118,6 +133,8 @@ impl Together {
             service,
             state: GroupState::Waiting,
             since: Timestamp(0),
+            digest: Some(people::AGREED.to_owned()),
+            accept_outage: None,
         });
         let group = Group {
             services: services.collect(),
@@ -141,6 +158,7 @@ impl Together {
             begun: BTreeSet::new(),
             refused: BTreeSet::new(),
             undone: BTreeSet::new(),
+            others: people::Others::default(),
             releases: BTreeMap::new(),
             now: Timestamp(0),
             rng,
@@ -253,6 +271,9 @@ impl Together {
             self.count("together: steered");
             self.steer(what);
         }
+        if self.faults && self.others.acts > 0 && self.rng.one_in(40) {
+            self.meddle();
+        }
         if self.faults && self.rng.one_in(80) {
             self.count("together: controller killed");
             self.die();
@@ -281,12 +302,7 @@ impl Together {
                 self.begin(&begin);
             }
         }
-        let services: BTreeMap<_, _> =
-            self.worlds.iter().map(|(name, world)| (name.clone(), world.state.clone())).collect();
-        let mut seen = self.group.clone();
-        if let Some(mistake) = self.mistake {
-            mistake.blind(&mut seen);
-        }
+        let (seen, services) = self.seen();
         let next = match self.asking {
             Some(_) => seen.follows(&services),
             None => seen.next(&services),
@@ -319,6 +335,18 @@ impl Together {
         }
     }
 
+    /// What the decider is given; with a mistake it sees less than there is.
+    fn seen(&self) -> (Group, BTreeMap<ServiceName, ServiceState>) {
+        let mut group = self.group.clone();
+        let mut services: BTreeMap<_, _> =
+            self.worlds.iter().map(|(name, world)| (name.clone(), world.state.clone())).collect();
+        if let Some(mistake) = self.mistake {
+            mistake.blind(&mut group);
+            mistake.blind_to_people(&group, &mut services);
+        }
+        (group, services)
+    }
+
     /// The world of a service, at the group's present.
     fn world(&mut self, service: &ServiceName) -> &mut World {
         let world = self.worlds.get_mut(service).unwrap();
@@ -337,18 +365,19 @@ impl Together {
 
     /// Its plan has been made: it begins, is refused, or is asked for again in a moment.
     fn begin(&mut self, begin: &Begin) {
-        let steered = self.group.paused.is_some() || self.group.aborted.is_some();
-        if steered && begin.kind == RolloutKind::Apply && !self.is_blind_to_people() {
+        let (seen, services) = self.seen();
+        if !seen.still(begin, &services) {
             return;
         }
         let dice = self.rng.below(24);
+        let as_agreed = begin.kind != RolloutKind::Apply || self.is_as_agreed(&seen, begin);
         let world = self.world(&begin.service);
-        if world.disk_is_full() {
+        let busy = world.state.active_rollout().is_some() || world.state.stopping;
+        if busy || world.disk_is_full() {
             return;
         }
-        let busy = world.state.active_rollout().is_some() || world.state.stopping;
         let answer = match dice {
-            _ if busy => Answer::Refused { why: "a rollout is under way".to_owned() },
+            _ if !as_agreed => Answer::Refused { why: "its spec was changed".to_owned() },
             0 => Answer::Refused { why: "it does not fit".to_owned() },
             1 if begin.kind == RolloutKind::Apply => Answer::NothingToDo,
             // No room yet.
@@ -362,11 +391,6 @@ impl Together {
         if !(begun && self.killed_in_between()) {
             self.write(Line::Went(begin.service.clone(), begin.answered(answer)));
         }
-    }
-
-    /// The mistake is that a pause or an abort does not hold what begins.
-    fn is_blind_to_people(&self) -> bool {
-        matches!(self.mistake, Some(Mistake::ForgetPause | Mistake::ForgetAbort))
     }
 
     fn request(&mut self, begin: &Begin) -> ReleaseNumber {
@@ -392,6 +416,7 @@ impl Together {
         let world = self.world(service);
         world.of_group = Some(began);
         world.request(&release, begin.kind, nature);
+        world.of_group = None;
         release.number
     }
 
@@ -401,7 +426,8 @@ impl Together {
         let group = &self.group;
         assert!(group.paused.is_none(), "{service} begins during a pause");
         assert!(group.aborted.is_none(), "{service} begins after an abort");
-        assert!(!(group.atomic && group.failed()), "{service} begins after a failure");
+        assert!(!group.goes_back(), "{service} begins after a failure");
+        self.others.check_forward(service);
         let entry = group.services.iter().find(|e| e.service == *service).unwrap();
         for other in &group.services {
             let rolls = matches!(other.state, GroupState::Rolling { .. });
@@ -414,7 +440,8 @@ impl Together {
 
     fn check_back(&self, service: &ServiceName) {
         let group = &self.group;
-        assert!(group.atomic && group.failed(), "{service} is taken back without a cause");
+        assert!(group.goes_back(), "{service} is taken back without a cause");
+        self.others.check_back(&self.worlds[service].state);
         let later = group.services.iter().rev().take_while(|e| e.service != *service);
         for other in later {
             let there = matches!(other.state, GroupState::Done { .. } | GroupState::Undoing);
@@ -424,7 +451,9 @@ impl Together {
 
     fn check_end(&self) {
         let group = &self.group;
-        assert!(group.ended.is_some(), "the group has not ended: {group:#?}");
+        let states = || self.worlds.values().map(|w| (w.state.stopping, w.state.active_rollout()));
+        let states = || states().collect::<Vec<_>>();
+        assert!(group.ended.is_some(), "the group has not ended: {group:#?} {:#?}", states());
         for entry in &group.services {
             let world = &self.worlds[&entry.service];
             let stable = world.state.stable;
@@ -434,6 +463,10 @@ impl Together {
                 let before = self.before[&entry.service];
                 assert_eq!(stable.map(content), before.map(content), "{entry:?}");
             };
+            if self.others.touched(&entry.service) {
+                self.others.check_end(&world.state);
+                continue;
+            }
             match &entry.state {
                 GroupState::Done { release, .. } => {
                     assert!(!group.goes_back(), "{} was not taken back", entry.service);
@@ -473,6 +506,7 @@ fn take(group: &mut Group, line: &Line, at: Timestamp) {
 pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
     let mut play = Together::new(seed, trace, mistake);
     play.faults = true;
+    play.others.acts = play.rng.below(3);
     for world in play.worlds.values_mut() {
         world.faults = !play.rng.one_in(3);
     }
@@ -501,7 +535,8 @@ pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
     }
     play.die();
     play.check_end();
-    let what = match (play.group.failed(), play.group.atomic) {
+    let bad = play.group.failed() || play.group.goes_back();
+    let what = match (bad, play.group.atomic) {
         (false, _) => "together: all well",
         (true, true) => "together: taken back",
         (true, false) => "together: as far as it goes",
@@ -517,7 +552,8 @@ pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
     play.counts
 }
 
-/// Who rolls several services out may roll one of them out alone meanwhile: that one is not the group's.
+/// Who rolls several services out may roll one of them out alone meanwhile: that one is not the group's, which has none
+/// of it then.
 #[test]
 fn a_rollout_of_ones_own_is_not_taken_for_the_groups() {
     let name: ServiceName = "a".parse().unwrap();
@@ -528,6 +564,8 @@ fn a_rollout_of_ones_own_is_not_taken_for_the_groups() {
         after: Vec::new(),
         state: GroupState::Waiting,
         since: began,
+        digest: None,
+        accept_outage: None,
     };
     let group = Group {
         services: vec![entry],
@@ -540,15 +578,19 @@ fn a_rollout_of_ones_own_is_not_taken_for_the_groups() {
         paused: None,
         aborted: None,
     };
-    for (of_group, ours) in [(None, false), (Some(began.plus(REST)), false), (Some(began), true)] {
+    for (of_group, ours) in [(Some(began), true), (None, false), (Some(began.plus(REST)), false)] {
         let mut of_one = crate::build::release(world.fresh_number(), spec(1, 1, 0), &single(0, 1));
         of_one.service = name.clone();
         world.of_group = of_group;
         world.request(&of_one, RolloutKind::Apply, Nature::Good);
         let services = BTreeMap::from([(name.clone(), world.state.clone())]);
-        let state = GroupState::Rolling { release: of_one.number };
+        let why = format!("{} is being rolled out since, as ada asked", of_one.number);
+        let state = match ours {
+            true => GroupState::Rolling { release: of_one.number },
+            false => GroupState::Skipped { why },
+        };
         let went = GroupMove::Went { service: name.clone(), state };
-        assert_eq!(group.follows(&services), ours.then_some(went), "{of_group:?}");
+        assert_eq!(group.follows(&services), Some(went), "{of_group:?}");
         assert!(world.run_until(REST, at_rest));
     }
 }

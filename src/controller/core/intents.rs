@@ -107,6 +107,8 @@ impl Core {
             Intent::Stop { service, reason } => {
                 if self.state.services.get(&service).is_some_and(|s| !s.replicas.is_empty()) {
                     self.on_service(&service, EventKind::StopRequested { by, reason })
+                } else if self.waits_in_group(&service) {
+                    self.stop_waiting(&service, &by, reason)
                 } else if self.known_services().contains(&service) {
                     Err(ApiError {
                         kind: ErrorKind::Conflict,

@@ -1,12 +1,14 @@
 //! Several services in one rollout: one after the other in the order of their `after`; atomic or as far as it goes.
-//! How far they are is here, in which order they come in `order`, what is to be done in `next`. Who asks, and who carries
-//! it out, is elsewhere.
+//! How far they are is here, in which order they come in `order`, what is to be done in `next`, what people did to one of
+//! them meanwhile in `by_people`. Who asks, and who carries it out, is elsewhere.
 
+mod by_people;
 mod next;
 mod order;
 
 use serde::{Deserialize, Serialize};
 
+use super::RolloutKind;
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 
 pub use next::{Answer, Begin, GroupMove, forward};
@@ -82,6 +84,12 @@ pub struct GroupEntry {
     pub state: GroupState,
     /// Since when.
     pub since: Timestamp,
+    /// A digest of its spec as it was agreed to; none: one of an earlier build, whatever its spec is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Its plan had an OUTAGE, which was accepted; none: one of an earlier build, what was accepted of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_outage: Option<bool>,
 }
 
 /// How far a service of a group is.
@@ -147,6 +155,13 @@ impl GroupState {
     }
 }
 
+impl GroupEntry {
+    /// Whether its spec, of which this is the digest, is the one that was agreed to.
+    pub fn is_as_agreed(&self, digest: &str) -> bool {
+        self.digest.as_ref().is_none_or(|agreed| agreed == digest)
+    }
+}
+
 impl Group {
     /// Whether one of them failed, or a person aborted all.
     pub fn failed(&self) -> bool {
@@ -154,9 +169,21 @@ impl Group {
             || self.services.iter().any(|e| matches!(e.state, GroupState::Failed { .. }))
     }
 
-    /// What was rolled out is taken back.
+    /// What was rolled out is taken back. Of what is atomic none may be missing, whoever wanted it out.
     pub fn goes_back(&self) -> bool {
-        self.atomic && self.failed()
+        let is_out = |e: &GroupEntry| matches!(e.state, GroupState::Skipped { .. });
+        self.atomic && (self.failed() || self.services.iter().any(is_out))
+    }
+
+    /// Whether an OUTAGE of this one was accepted; on the way back what was accepted of any.
+    pub fn accepts_outage(&self, service: &ServiceName, kind: RolloutKind) -> bool {
+        let entry = self.entry(service).filter(|_| kind == RolloutKind::Apply);
+        entry.and_then(|e| e.accept_outage).unwrap_or(self.accept_outage)
+    }
+
+    /// This one of them.
+    pub fn entry(&self, service: &ServiceName) -> Option<&GroupEntry> {
+        self.services.iter().find(|e| e.service == *service)
     }
 
     /// Who aborted it and why, in words.

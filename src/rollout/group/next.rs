@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::by_people::{Back, back_of};
 use super::{Group, GroupEntry, GroupState};
 use crate::base::{ReleaseNumber, ServiceName, Timestamp};
 use crate::rollout::{Direction, Outcome, Rollout, RolloutKind, ServiceState};
@@ -89,7 +90,15 @@ impl Group {
         if self.ended.is_some() {
             return None;
         }
-        self.begun_unnoted(services).or_else(|| self.withdrawn(services))
+        self.begun_unnoted(services)
+            .or_else(|| self.by_people(services))
+            .or_else(|| self.withdrawn(services))
+    }
+
+    /// Whether it is still this that is to be done, though it takes its time: people may have come first.
+    pub fn still(&self, begin: &Begin, services: &Services) -> bool {
+        let Some(GroupMove::Begin(next)) = self.next(services) else { return false };
+        (next.service, next.kind) == (begin.service.clone(), begin.kind)
     }
 
     /// What is to be done next, one thing at a time. None: somebody or something is waited for.
@@ -133,7 +142,7 @@ impl Group {
     /// Begun before the controller was killed, and not written down as such.
     fn begun_unnoted(&self, services: &Services) -> Option<GroupMove> {
         let rolls = self.services.iter().any(|e| matches!(e.state, GroupState::Rolling { .. }));
-        if rolls || (self.aborted.is_none() && self.goes_back()) {
+        if rolls {
             return None;
         }
         let entry = self.services.iter().find(|e| e.state == GroupState::Waiting)?;
@@ -146,39 +155,69 @@ impl Group {
         is_ours.then(|| entry.went(GroupState::Rolling { release: begun.to }))
     }
 
-    /// After an abort no other one is begun, and the one that is rolled out is taken back.
+    /// What people did to one that waits is seen at once, also beside another one that is rolled out.
+    fn by_people(&self, services: &Services) -> Option<GroupMove> {
+        let mut waiting = self.services.iter().filter(|e| e.state == GroupState::Waiting);
+        waiting.find_map(|entry| {
+            let why = self.overtaken(services.get(&entry.service)?)?;
+            Some(entry.went(GroupState::Skipped { why }))
+        })
+    }
+
+    /// After an abort, and when all are taken back, no other one is begun, and the one that is rolled out is taken back.
     fn withdrawn(&self, services: &Services) -> Option<GroupMove> {
-        let (why, aborted) = (self.abort_words()?, self.aborted.as_ref()?);
+        let why = self.cause()?;
+        let (by, reason) = match &self.aborted {
+            Some(aborted) => (aborted.by.clone(), aborted.reason.clone()),
+            None => (self.by.clone(), Some(why.clone())),
+        };
         self.services.iter().find_map(|entry| match entry.state {
             GroupState::Waiting => Some(entry.went(GroupState::Skipped { why: why.clone() })),
             GroupState::Rolling { release } => {
                 forward(services.get(&entry.service)?, release)?;
                 Some(GroupMove::Abort {
                     service: entry.service.clone(),
-                    by: aborted.by.clone(),
-                    reason: aborted.reason.clone(),
+                    by: by.clone(),
+                    reason: reason.clone(),
                 })
             }
             _ => None,
         })
     }
 
+    /// Why none is begun any more, or all are taken back; none: they go on.
+    fn cause(&self) -> Option<String> {
+        if let Some(aborted) = self.abort_words() {
+            return Some(aborted);
+        }
+        if !self.goes_back() {
+            return None;
+        }
+        let failed = self.services.iter().find(|e| matches!(e.state, GroupState::Failed { .. }));
+        // Those that were skipped since the first one name its reason, too.
+        let skipped = self.services.iter().filter_map(|e| match &e.state {
+            GroupState::Skipped { why } => Some((e.since, why.len(), e, why)),
+            _ => None,
+        });
+        let skipped = skipped.min_by_key(|(since, length, ..)| (*since, *length));
+        let skipped = skipped.map(|(_, _, e, why)| format!("{}: {why}", e.service));
+        failed.map(|e| format!("{} failed", e.service)).or(skipped)
+    }
+
     /// Takes back what was rolled out, the last one first.
     fn back(&self, services: &Services) -> Option<GroupMove> {
-        let failed = self.services.iter().find(|e| matches!(e.state, GroupState::Failed { .. }));
-        let failed = || failed.map(|e| format!("{} failed", e.service));
-        let cause = self.abort_words().or_else(failed).unwrap_or_default();
-        if let Some(waiting) = self.services.iter().find(|e| e.state == GroupState::Waiting) {
-            return Some(waiting.went(GroupState::Skipped { why: cause }));
-        }
         for entry in self.services.iter().rev() {
             let state = services.get(&entry.service);
             match entry.state {
-                GroupState::Undoing => return undone(state?).map(|state| entry.went(state)),
+                GroupState::Undoing => {
+                    return self.undone(entry, state?).map(|state| entry.went(state));
+                }
                 GroupState::Done { release, before } => {
-                    if state.is_some_and(|s| s.stopping || is_undone_from(s, release, entry.since))
-                    {
-                        return Some(entry.went(GroupState::Undoing));
+                    let back = state.map(|s| back_of(entry, (release, before), s));
+                    match back.unwrap_or(Back::Take) {
+                        Back::Wait => return None,
+                        Back::Went(state) => return Some(entry.went(state)),
+                        Back::Take => {}
                     }
                     let service = entry.service.clone();
                     return Some(match before {
@@ -187,7 +226,7 @@ impl Group {
                             service,
                             kind: RolloutKind::Undo,
                             to: before,
-                            reason: Some(cause),
+                            reason: self.cause(),
                         }),
                     });
                 }
@@ -230,28 +269,5 @@ fn ended(state: Option<&ServiceState>, release: ReleaseNumber) -> Option<GroupSt
         Outcome::RolledBack { why } | Outcome::Aborted { why } | Outcome::Failed { why } => {
             GroupState::Failed { why }
         }
-    })
-}
-
-/// An undo of this release has begun.
-fn is_undone_from(state: &ServiceState, release: ReleaseNumber, since: Timestamp) -> bool {
-    state
-        .rollout
-        .as_ref()
-        .is_some_and(|r| r.kind == RolloutKind::Undo && r.began >= since && r.from == Some(release))
-}
-
-/// What came of being taken back, once that is over: what is served now tells, nothing or the release of the undo.
-fn undone(state: &ServiceState) -> Option<GroupState> {
-    if state.active_rollout().is_some() || state.stopping {
-        return None;
-    }
-    let undo = state.rollout.as_ref().filter(|r| r.kind == RolloutKind::Undo);
-    let is_undone = undo.is_some_and(|r| r.outcome == Some(Outcome::Completed));
-    Some(if is_undone || state.replicas.is_empty() {
-        GroupState::Undone
-    } else {
-        let why = "its undo did not complete; `gpudeck rollout undo` again".to_owned();
-        GroupState::NotUndone { why }
     })
 }
