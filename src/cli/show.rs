@@ -165,7 +165,7 @@ pub async fn status(args: &Args, service: Option<&ServiceName>) -> Result<Succes
             }
             let hosts = snapshot.hosts.values().filter_map(attention::of_host);
             hosts.into_iter().try_for_each(|line| table::say(&line))?;
-            if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.ended.is_none()) {
+            if let Some(group) = snapshot.deck.group.as_ref().filter(|g| g.is_shown()) {
                 super::together::print(group)?;
             }
             let words = standing::git(args).await.map(|git| git.plainly());

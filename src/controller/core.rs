@@ -97,6 +97,8 @@ pub struct Core {
     pub(super) group_asking: Turn,
     /// What the next one of them waits for, as it was told.
     pub(super) group_waits: Option<String>,
+    /// Which of them was refused, and is asked for again.
+    pub(super) group_put_off: Option<super::group::PutOff>,
     /// Engine ports that a start found taken by something that is none of ours.
     pub(super) foreign_ports: BTreeSet<(HostName, u16)>,
     /// TCP ports on which hosts were seen to listen when a plan last asked, of whatever program.

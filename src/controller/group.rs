@@ -24,6 +24,8 @@ use crate::base::ServiceName;
 use crate::rollout::group::{GroupMove, forward};
 use crate::rollout::{EventKind, ServiceState};
 
+pub(super) use asking::PutOff;
+
 /// One of the group's deciders.
 type Decide = fn(&Group, &BTreeMap<ServiceName, ServiceState>) -> Option<GroupMove>;
 

@@ -221,6 +221,7 @@ pub async fn start_in_process(options: Options, paths: &Paths) -> Result<Running
         hear_after: None,
         group_asking: super::turns::Turn::default(),
         group_waits: None,
+        group_put_off: None,
         beginnings: super::begin::Beginnings::default(),
         foreign_ports: std::collections::BTreeSet::new(),
         listening_ports: std::collections::BTreeMap::new(),

@@ -1,6 +1,8 @@
 //! What people do to one of the services while they are rolled out together: they edit its spec, stop it, roll it out alone.
 //! It stays as they wanted it.
 
+use std::time::Duration;
+
 use gpudeck::api::{Group, GroupState};
 
 use super::{Deck, LONG, is_done, is_rolling, state, wait_until};
@@ -53,6 +55,12 @@ fn a_spec_that_is_edited_after_the_yes_is_not_rolled_out() {
     let changed = why(&group, "chat", "FAILED");
     assert_eq!(changed, "services/chat.toml was changed since it was queued");
     assert_eq!(*state(&group, "code"), GroupState::Undone, "{group:#?}");
+    // Whoever was away sees it, until the next ones begin.
+    let status = || deck.expect("status", 0).stdout;
+    assert!(status().contains(&changed), "{}", status());
+    deck.spec("chat", "\"code\"", "three", "100ms");
+    deck.expect("apply code chat --wait --timeout 2m", 0);
+    assert!(!status().contains("TOGETHER"), "{}", status());
 }
 
 #[test]
@@ -119,4 +127,33 @@ fn what_waits_is_rolled_out_alone_only_in_its_stead() {
     let group = end(&deck);
     assert!(is_done(&group, "code"), "{group:#?}");
     assert!(why(&group, "chat", "skipped").contains("rolled out since, as "), "{group:#?}");
+}
+
+/// Taken back in part only it would be neither all nor none.
+#[test]
+fn a_mistake_in_the_deck_can_be_mended_before_it_counts() {
+    let deck = served();
+    let file = deck.person.deck().join("deck.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let spoil = || std::fs::write(&file, format!("{good}\n[hosts.h")).unwrap();
+    let mend = || std::fs::write(&file, &good).unwrap();
+    first_rolls(&deck, "3s", "apply code chat --atomic");
+    spoil();
+    wait_until("the turn of the second one", LONG, || {
+        deck.expect("events", 0).stdout.contains("its rollout is asked for again until")
+    });
+    mend();
+    let group = end(&deck);
+    assert!(is_done(&group, "code") && is_done(&group, "chat"), "{group:#?}");
+
+    specs(&deck, "three", "100ms", "10m");
+    deck.expect("apply code chat --atomic", 0);
+    deck.wait_until("the second one to begin", |g| is_done(g, "code") && is_rolling(g, "chat"));
+    spoil();
+    deck.expect("rollout abort --together", 0);
+    deck.wait_until("the way back", |g| !is_rolling(g, "chat"));
+    std::thread::sleep(Duration::from_secs(2));
+    mend();
+    let group = end(&deck);
+    assert_eq!(*state(&group, "code"), GroupState::Undone, "{group:#?}");
 }

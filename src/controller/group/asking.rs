@@ -1,8 +1,9 @@
-//! How the rollout of one of several services is begun: planned and committed off the loop.
+//! How the rollout of one of several services is begun: planned and committed off the loop, and asked for again for a while
+//! where what refused it may pass, or be mended.
 
 use std::time::Duration;
 
-use crate::api::{ApiError, ErrorKind, Group, IntentReply};
+use crate::api::{ApiError, ErrorKind, Group, IntentReply, Severity};
 use crate::base::{ServiceName, Timestamp};
 use crate::controller::begin::Beginning;
 use crate::controller::core::{Core, Input, Request, now};
@@ -14,6 +15,24 @@ use crate::rollout::group::{Answer, Begin};
 
 /// What found no room yet is asked for again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What was refused for something that people can mend is asked for again after so long.
+const ASK_REFUSED_AGAIN: Duration = Duration::from_secs(5);
+
+/// So long a way forward is asked for again: what fails leaves the service as it is.
+const FORWARD_FOR: Duration = Duration::from_secs(30);
+
+/// So long a way back is asked for again: without it some of what is all or none stays.
+const BACK_FOR: Duration = Duration::from_mins(10);
+
+/// A rollout of one of them that was refused, and is asked for again.
+pub(in crate::controller) struct PutOff {
+    service: ServiceName,
+    kind: RolloutKind,
+    since: Timestamp,
+    /// As it was told.
+    why: String,
+}
 
 impl Core {
     /// Why the spec of one is not rolled out: it is not the one whose plan was agreed to.
@@ -120,11 +139,42 @@ impl Core {
             }
             Err(error) => {
                 let hint = error.hint.map(|hint| format!(" → {hint}")).unwrap_or_default();
-                Answer::Refused { why: error.message + &hint }
+                let why = error.message + &hint;
+                if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Conflict)
+                    && self.puts_off(&begin, &why)
+                {
+                    return self.ask_group_again(token, ASK_REFUSED_AGAIN);
+                }
+                Answer::Refused { why }
             }
         };
         drop(token);
+        self.group_put_off = None;
         self.group_went(&begin.service, begin.answered(answer));
+    }
+
+    /// Whether one that was refused is asked for again: for a while, which is told once.
+    fn puts_off(&mut self, begin: &Begin, why: &str) -> bool {
+        let same =
+            |put_off: &PutOff| (&put_off.service, put_off.kind) == (&begin.service, begin.kind);
+        let before = self.group_put_off.take().filter(same);
+        let since = before.as_ref().map_or_else(now, |put_off| put_off.since);
+        let (what, limit) = match begin.kind {
+            RolloutKind::Apply => ("its rollout", FORWARD_FOR),
+            RolloutKind::Undo => ("its way back", BACK_FOR),
+        };
+        let until = since.plus(limit);
+        if now() >= until {
+            return false;
+        }
+        if before.is_none_or(|put_off| put_off.why != why) {
+            let words =
+                format!("together with others: {what} is asked for again until {until}: {why}");
+            self.say(Severity::Warning, Some(&begin.service), &words);
+        }
+        let (service, kind) = (begin.service.clone(), begin.kind);
+        self.group_put_off = Some(PutOff { service, kind, since, why: why.to_owned() });
+        true
     }
 
     /// What could not begin now is asked for again in a moment.

@@ -175,6 +175,11 @@ impl Group {
         self.atomic && (self.failed() || self.services.iter().any(is_out))
     }
 
+    /// It is under way, or has ended otherwise than it was asked for: people are to see it.
+    pub fn is_shown(&self) -> bool {
+        self.ended.is_none() || !self.services.iter().all(|e| e.state.is_good())
+    }
+
     /// Whether an OUTAGE of this one was accepted; on the way back what was accepted of any.
     pub fn accepts_outage(&self, service: &ServiceName, kind: RolloutKind) -> bool {
         let entry = self.entry(service).filter(|_| kind == RolloutKind::Apply);
