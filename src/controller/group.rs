@@ -93,7 +93,7 @@ impl Core {
         // While the models were looked at something else may have begun.
         self.no_group()?;
         for draft in drafts {
-            self.may_begin(&draft.service)?;
+            self.may_begin_together(&draft.service)?;
         }
         let plans = self.plan_together(drafts)?;
         if !accept_outage {

@@ -1,9 +1,10 @@
 //! What is planned while a rollout is under way: on the service as it will be when that one has ended, or was taken
 //! back for it. Nothing is touched.
 
+use super::begin::{Beginning, Told};
 use super::core::{Core, Input, Request};
 use super::planning::Draft;
-use super::steer::Reply;
+use super::steer::{Reply, planned_at_rest};
 use super::{together, world};
 use crate::api::{ApiError, ErrorKind, PlanBehind, PlanView};
 use crate::base::{ReleaseNumber, ServiceName};
@@ -57,6 +58,46 @@ impl Core {
         view.warnings.extend(given_up);
         view.behind = Some(behind);
         Ok(Some(view))
+    }
+
+    /// Begins it. If another rollout of the service begins while this one is planned, it does what its policy says of
+    /// one under way: it was given for that.
+    pub(super) fn begin_or_queue(
+        &mut self,
+        service: ServiceName,
+        to: Option<ReleaseNumber>,
+        request: Request,
+        policy: Option<ConcurrencyPolicy>,
+        reply: Reply,
+    ) {
+        if let Err(error) = self.may_begin(&service) {
+            return self.answer(reply, Err(error));
+        }
+        let work = self.draft(service.clone(), to);
+        let inputs = self.means.inputs.clone();
+        self.tasks.spawn(async move {
+            let draft = work.await;
+            let again = request.clone();
+            let then: Told = Box::new(move |core, begun| {
+                let is_late = begun.as_ref().is_err_and(|e| e.kind == ErrorKind::Conflict)
+                    && core.is_under_way(&service);
+                match begun {
+                    Err(_) if is_late && again.agreed.is_some() => {
+                        core.answer(reply, Err(planned_at_rest(&service)));
+                    }
+                    Err(_) if is_late => core.queue_as_planned(service, to, again, policy, reply),
+                    begun => core.answer(reply, begun),
+                }
+            });
+            let begin = Box::new(move |core: &mut Core| match draft {
+                Ok(draft) => {
+                    let draft = Box::new(draft);
+                    core.begin_rollout(Beginning { draft, request, of_group: false, then });
+                }
+                Err(error) => then(core, Err(error)),
+            });
+            let _ = inputs.send(Input::Ask(begin)).await;
+        });
     }
 
     /// Queues it, if it could be begun on the service as it will be: before anything good is taken back.

@@ -30,7 +30,7 @@ fn conflict(message: String, hint: Option<String>) -> ApiError {
 
 /// The plan that somebody has agreed to was made before the rollout that is under way began: neither is that one what
 /// they want to be taken back or waited for, nor is it what they have seen.
-fn planned_at_rest(service: &ServiceName) -> ApiError {
+pub(super) fn planned_at_rest(service: &ServiceName) -> ApiError {
     let hint = format!("a rollout began meanwhile: `gpudeck rollout status {service}`");
     conflict(PLAN_CHANGED.to_owned(), Some(hint))
 }
@@ -98,7 +98,7 @@ impl Core {
             if let Err(error) = self.not_waiting_in_group(&service, policy) {
                 return self.answer(reply, Err(error));
             }
-            return self.prepare(service, to, request, reply);
+            return self.begin_or_queue(service, to, request, policy, reply);
         }
         if request.agreed.is_some() {
             return self.answer(reply, Err(planned_at_rest(&service)));

@@ -35,7 +35,7 @@ impl Core {
         let mut after = std::collections::BTreeMap::new();
         for service in services {
             let (spec, _, _) = planning::read_spec(self, service, None)?;
-            self.may_begin(service)?;
+            self.may_begin_together(service)?;
             after.insert(service.clone(), spec.rollout.after);
         }
         let order = group::order(&after).map_err(|e| ApiError {

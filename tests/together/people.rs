@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use gpudeck::api::{Group, GroupState};
+use gpudeck::api::{Door as _, Group, GroupState, Intent};
+use gpudeck::spec::ConcurrencyPolicy;
 
 use super::{Deck, LONG, is_done, is_rolling, state, wait_until};
 
@@ -156,4 +157,33 @@ fn a_mistake_in_the_deck_can_be_mended_before_it_counts() {
     mend();
     let group = end(&deck);
     assert_eq!(*state(&group, "code"), GroupState::Undone, "{group:#?}");
+}
+
+/// A hint that is refused when it is followed helps nobody.
+#[test]
+fn hints_of_what_is_under_way_can_be_followed() {
+    let deck = served();
+    deck.spec("code", "", "two", "10m");
+    deck.expect("apply code", 0);
+    let refused = deck.expect("apply code chat", 5).stderr;
+    assert!(refused.contains("rollout abort code"), "{refused}");
+    assert!(!refused.contains("--concurrency-policy"), "{refused}");
+    deck.expect("rollout abort code", 0);
+    wait_until("the way back", LONG, || deck.expect("status code", 0).stdout.contains("serving"));
+
+    // Both are planned before either begins: what was given for one under way holds for the other.
+    deck.spec("code", "", "three", "10m");
+    let client = deck.client();
+    let wish = || {
+        client.send(Intent::Apply {
+            service: "code".parse().unwrap(),
+            reason: None,
+            accept_outage: false,
+            concurrency: Some(ConcurrencyPolicy::Replace),
+            agreed: None,
+        })
+    };
+    let (one, other) = deck.runtime.block_on(async { tokio::join!(wish(), wish()) });
+    let error = one.and(other).expect_err("both are the same");
+    assert!(error.message.contains("is to just this spec"), "{error:?}");
 }

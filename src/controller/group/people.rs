@@ -61,4 +61,20 @@ impl Core {
             )),
         })
     }
+
+    /// Several services begin from rest.
+    pub(in crate::controller) fn may_begin_together(
+        &self,
+        service: &ServiceName,
+    ) -> Result<(), ApiError> {
+        self.may_begin(service).map_err(|error| {
+            if error.kind != ErrorKind::Conflict || !self.is_under_way(service) {
+                return error;
+            }
+            let hint = format!(
+                "several services begin from rest: wait for it (`gpudeck rollout status {service} --wait`) or take it back (`gpudeck rollout abort {service}`), then apply them again"
+            );
+            ApiError { hint: Some(hint), ..error }
+        })
+    }
 }
