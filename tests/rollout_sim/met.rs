@@ -68,7 +68,6 @@ pub const MET: &[&str] = &[
     "together: steered",
     "together: one taken back",
     "together: a person stops one",
-    "together: a person stops what waits and does not run",
     "together: a person applies one",
     "together: a spec is edited",
     "together: taken back",

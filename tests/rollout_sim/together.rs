@@ -271,7 +271,8 @@ impl Together {
             self.count("together: steered");
             self.steer(what);
         }
-        if self.faults && self.others.acts > 0 && self.rng.one_in(40) {
+        let often = if self.others.acts > 0 && self.theirs_is_served() { 5 } else { 25 };
+        if self.others.acts > 0 && self.rng.one_in(often) {
             self.meddle();
         }
         if self.faults && self.rng.one_in(80) {
@@ -371,9 +372,12 @@ impl Together {
         }
         let dice = self.rng.below(24);
         let as_agreed = begin.kind != RolloutKind::Apply || self.is_as_agreed(&seen, begin);
-        let world = self.world(&begin.service);
-        let busy = world.state.active_rollout().is_some() || world.state.stopping;
-        if busy || world.disk_is_full() {
+        // Asked for again, and meanwhile its own time goes on.
+        let state = &self.worlds[&begin.service].state;
+        if state.active_rollout().is_some() || state.stopping {
+            return;
+        }
+        if self.world(&begin.service).disk_is_full() {
             return;
         }
         let answer = match dice {
@@ -506,7 +510,8 @@ fn take(group: &mut Group, line: &Line, at: Timestamp) {
 pub fn seed(seed: u64, trace: bool, mistake: Option<Mistake>) -> Counts {
     let mut play = Together::new(seed, trace, mistake);
     play.faults = true;
-    play.others.acts = play.rng.below(3);
+    play.others.acts = if play.rng.one_in(3) { 2 + play.rng.below(3) } else { 0 };
+    play.others.patient = play.rng.one_in(2);
     for world in play.worlds.values_mut() {
         world.faults = !play.rng.one_in(3);
     }

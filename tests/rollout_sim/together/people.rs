@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use deciding::base::{ReleaseNumber, ServiceName};
-use deciding::rollout::group::{Begin, Group, GroupEntry, GroupState};
+use deciding::rollout::group::{Begin, Group, GroupEntry, GroupState, GroupSteer};
 use deciding::rollout::{EventKind, RolloutKind, ServiceState};
 
 use super::{Line, Mistake, Together};
@@ -26,6 +26,8 @@ enum Did {
 pub struct Others {
     /// So often they do something yet.
     pub acts: u64,
+    /// They wait until one of the services was rolled out.
+    pub patient: bool,
     did: BTreeMap<ServiceName, Did>,
     /// What they rolled out.
     releases: BTreeSet<(ServiceName, ReleaseNumber)>,
@@ -90,17 +92,21 @@ impl Together {
 
     /// Somebody does something to one of them.
     pub fn meddle(&mut self) {
-        let index = self.rng.index(self.group.services.len());
-        // Mostly to what was rolled out already: that is where all are taken back from.
         let done = |e: &&GroupEntry| matches!(e.state, GroupState::Done { .. });
-        let done = self.group.services.iter().find(done).filter(|_| index > 0);
-        let entry = done.unwrap_or(&self.group.services[index]).clone();
+        let done = self.group.services.iter().find(done);
+        if self.others.patient && done.is_none() {
+            return;
+        }
+        let any = &self.group.services[self.rng.index(self.group.services.len())];
+        let entry = done.filter(|_| self.others.patient).unwrap_or(any).clone();
         let service = entry.service;
         if self.world(&service).disk_is_full() {
             return;
         }
         self.others.acts -= 1;
         match self.rng.below(4) {
+            // What they rolled out is served, and not to go with the others.
+            _ if self.theirs_is_served() => self.steer(GroupSteer::Abort),
             0 => self.stop(&service, &entry.state),
             1 if !self.others.edited.remove(&service) => {
                 self.count("together: a spec is edited");
@@ -111,6 +117,14 @@ impl Together {
         }
     }
 
+    /// What somebody rolled out alone is served.
+    pub fn theirs_is_served(&self) -> bool {
+        self.worlds.iter().any(|(service, world)| {
+            let theirs = |number| self.others.releases.contains(&(service.clone(), number));
+            world.state.active_rollout().is_none() && world.state.stable.is_some_and(theirs)
+        })
+    }
+
     fn stop(&mut self, service: &ServiceName, state: &GroupState) {
         let world = self.world(service);
         if !world.state.replicas.is_empty() {
@@ -119,7 +133,7 @@ impl Together {
         } else if *state == GroupState::Waiting && self.group.ended.is_none() {
             let why = "stopped by bob".to_owned();
             self.write(Line::Went(service.clone(), GroupState::Skipped { why }));
-            self.count("together: a person stops what waits and does not run");
+            self.count("together: a person stops one");
         } else {
             return;
         }
@@ -133,7 +147,7 @@ impl Together {
         }
         let mut release = crate::build::release(world.fresh_number(), spec(2, 1, 0), &single(0, 2));
         release.service = service.clone();
-        let nature = if self.rng.one_in(3) { Nature::Crashes } else { Nature::Good };
+        let nature = if self.rng.one_in(5) { Nature::Crashes } else { Nature::Good };
         self.keep(&release);
         self.count("together: a person applies one");
         self.others.did.insert(service.clone(), Did::Applied);
