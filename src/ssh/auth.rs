@@ -172,9 +172,9 @@ impl Attempt<'_> {
     async fn run<H: Handler>(&mut self, handle: &mut Handle<H>) -> Result<Login, SshError> {
         let ways = self.ways();
         let mut left: Option<MethodSet> = None;
-        let keys = !self.identities.list.is_empty() || !self.identities.locked.is_empty();
-        if ways.first() != Some(&"publickey") || !keys {
-            // Asking for nothing tells which ways there are, and lets us in where none is needed.
+        if ways.first() != Some(&"publickey") || self.identities.list.is_empty() {
+            // Asking for nothing tells which ways there are, and lets us in where none is needed. A key that can be
+            // offered saves the question; a passphrase is not asked for on a guess.
             let none = handle.authenticate_none(self.endpoint.config.user.clone());
             match self.result(none).await? {
                 Step::In => return Ok(Login::In),
@@ -206,6 +206,7 @@ impl Attempt<'_> {
                         }
                     }
                     Step::More(methods) => {
+                        self.offer_again();
                         another = Some(methods);
                         break;
                     }
@@ -270,6 +271,15 @@ impl Attempt<'_> {
             }
             AuthResult::Failure { remaining_methods, .. } => Step::No(remaining_methods),
         }
+    }
+
+    /// After one factor the server judges keys anew: what it refused before was perhaps only too early. As OpenSSH
+    /// (`pubkey_reset`), all are offered again, those first that come after the one that was offered last: where two
+    /// keys are wanted the first does not do for both.
+    fn offer_again(&mut self) {
+        let offered = std::mem::take(&mut self.next_identity);
+        self.identities.list.rotate_left(offered);
+        self.wanted.clear();
     }
 
     /// Offers the keys that were not offered yet.

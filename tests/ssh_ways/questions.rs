@@ -17,7 +17,8 @@ use super::{options, says, to};
 /// A server that wants what OpenSSH without PAM cannot want.
 #[derive(Clone)]
 pub(super) struct Asking {
-    /// `password`, `codes` (password and code by questions), `hang`, `hang up`, `no channel` or `late channel`.
+    /// `password`, `codes` (password and code by questions), `password, key` (and any key after it), `hang`, `hang up`,
+    /// `no channel` or `late channel`.
     wants: &'static str,
     step: usize,
     late: Arc<Late>,
@@ -56,12 +57,32 @@ impl server::Handler for Asking {
     ) -> Result<Auth, Self::Error> {
         match self.wants {
             "hang up" => Err(russh::Error::HUP),
+            "password, key" if self.step == 1 => Ok(Auth::Accept),
             _ => Ok(self.no()),
         }
     }
 
+    async fn auth_publickey(
+        &mut self,
+        _: &str,
+        _: server::VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Self::Error> {
+        // With a signature.
+        Ok(if self.wants == "password, key" && self.step == 1 { Auth::Accept } else { self.no() })
+    }
+
     async fn auth_password(&mut self, _: &str, password: &str) -> Result<Auth, Self::Error> {
-        Ok(if password == "open sesame" { Auth::Accept } else { self.no() })
+        Ok(match password {
+            "open sesame" if self.wants == "password, key" => {
+                self.step = 1;
+                Auth::Reject {
+                    proceed_with_methods: Some(MethodSet::from(&[MethodKind::PublicKey][..])),
+                    partial_success: true,
+                }
+            }
+            "open sesame" => Auth::Accept,
+            _ => self.no(),
+        })
     }
 
     async fn auth_keyboard_interactive<'a>(
@@ -126,6 +147,7 @@ impl Asking {
     fn no(&self) -> Auth {
         let kind = match self.wants {
             "codes" => MethodKind::KeyboardInteractive,
+            "password, key" if self.step == 1 => MethodKind::PublicKey,
             _ => MethodKind::Password,
         };
         Auth::Reject {
@@ -261,4 +283,60 @@ async fn a_password_is_asked_for_once() {
     assert!(to("box", &forgetful, &silent).await.is_err());
     assert!(to("box", &forgetful, &silent).await.is_err());
     assert_eq!(silent.asked.lock().unwrap().len(), 1, "asked again at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_came_too_early_is_offered_again_after_the_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, own, locked) =
+        (dir.path().join("host"), dir.path().join("own"), dir.path().join("locked"));
+    if std::process::Command::new("ssh-keygen").arg("-?").output().is_err() && !lab() {
+        return;
+    }
+    for (path, passphrase) in [(&key, ""), (&own, ""), (&locked, "sim sala bim")] {
+        keygen(path, "ed25519", passphrase);
+    }
+    let port = Asking::serve("password, key", &key).await;
+    let with = |file: &Path| {
+        let named = format!("IdentityFile {}", file.display());
+        asking_block(port, dir.path()).replace("IdentityFile none", &named)
+    };
+    let person = Person::who_says(&["open sesame"]);
+    let connection = to("box", &options(dir.path(), &with(&own)), &person).await.unwrap();
+    says(&connection, "true").await;
+    assert_eq!(person.asked.lock().unwrap().len(), 1);
+    // Nor is the passphrase asked for before it can be of use, be the public half there or not.
+    for has_public in [true, false] {
+        if !has_public {
+            std::fs::remove_file(locked.with_extension("pub")).unwrap();
+        }
+        let person = Person::who_says(&["open sesame", "sim sala bim"]);
+        to("box", &options(dir.path(), &with(&locked)), &person).await.unwrap();
+        let asked = person.asked.lock().unwrap().clone();
+        assert!(asked.len() == 2 && asked[0].contains("password of u@"), "{asked:?}");
+        assert!(asked[1].contains("locked"), "{asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_two_keys_are_wanted_each_does_for_one() {
+    if !lab() {
+        return;
+    }
+    let mut server = super::ssh_support::Sshd::start();
+    super::add_to(&mut server, "AuthenticationMethods publickey,publickey\n");
+    let own = server.user_key();
+    let second = server.path("second");
+    keygen(&second, "ed25519", "");
+    let named = format!(" IdentityFile {}\n", own.display());
+    let both = format!(" IdentityFile {}\n{named}", second.display());
+    let text = super::block("box", &server, "");
+    let before = to("box", &options(server.dir.path(), &text), &NoQuestions).await;
+    assert!(before.err().unwrap().login_lost(), "one key is not enough");
+    server.authorize(&second);
+    server.authorize(&own);
+    for text in [text.replace(&named, &both), text.replace(&named, &format!("{named}{both}"))] {
+        let connection = to("box", &options(server.dir.path(), &text), &NoQuestions).await.unwrap();
+        says(&connection, "true").await;
+    }
 }
