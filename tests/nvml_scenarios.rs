@@ -284,6 +284,28 @@ fn memory_that_wears_out_and_a_gpu_that_goes_without_an_event_are_told_at_once()
 }
 
 #[test]
+fn what_a_driver_does_not_tell_any_more_is_gone() {
+    let mut scene = Scene::new(h100s(2));
+    let mut follower = Follower::start(&scene, true);
+    follower.wait("counters and traffic", |s| {
+        let gpu = s.gpus.list().first()?;
+        (gpu.ecc_corrected_aggregate.is_some() && gpu.nvlink.rx_bytes_per_s.is_some()).then_some(())
+    });
+    scene.change(|gpus| {
+        gpus[0]["absent"] = json!(["ecc"]);
+        // With the last peer the last link is down; the counters of links go on.
+        gpus.truncate(1);
+    });
+    let gpu = follower.wait("neither", |s| {
+        let gpu = s.gpus.list().first()?;
+        (gpu.ecc_uncorrected.is_none() && gpu.nvlink.active == Some(0)).then(|| gpu.clone())
+    });
+    assert_eq!((gpu.ecc_corrected, gpu.ecc_corrected_aggregate), (None, None));
+    assert_eq!(gpu.ecc_uncorrected_aggregate, None);
+    assert_eq!((gpu.nvlink.rx_bytes_per_s, gpu.nvlink.tx_bytes_per_s), (None, None));
+}
+
+#[test]
 fn events_are_waited_for_also_where_no_gpu_tells_them_at_first() {
     let mut gpus = h100s(1);
     gpus[0]["absent"] = json!(["event_types"]);

@@ -455,6 +455,8 @@ impl Card {
         gpu.pcie.rx_bytes_per_s = pcie(PcieUtilCounter::Receive);
         gpu.pcie.tx_bytes_per_s = pcie(PcieUtilCounter::Send);
         if gpu.nvlink.active.unwrap_or(0) == 0 {
+            (gpu.nvlink.rx_bytes_per_s, gpu.nvlink.tx_bytes_per_s) = (None, None);
+            self.nvlink_before = None;
             return;
         }
         let ids = [
@@ -496,11 +498,12 @@ impl Card {
         gpu.pcie.width = device.current_pcie_link_width().ok();
         let ecc = |error, counter| device.total_ecc_errors(error, counter).ok();
         gpu.ecc_uncorrected = ecc(MemoryError::Uncorrected, EccCounter::Volatile);
-        if gpu.ecc_uncorrected.is_some() {
-            gpu.ecc_corrected = ecc(MemoryError::Corrected, EccCounter::Volatile);
-            gpu.ecc_uncorrected_aggregate = ecc(MemoryError::Uncorrected, EccCounter::Aggregate);
-            gpu.ecc_corrected_aggregate = ecc(MemoryError::Corrected, EccCounter::Aggregate);
-        }
+        // Without that one it counts none, and what it counted before is of another time.
+        let counts = gpu.ecc_uncorrected.is_some();
+        let other = |error, counter| counts.then(|| ecc(error, counter)).flatten();
+        gpu.ecc_corrected = other(MemoryError::Corrected, EccCounter::Volatile);
+        gpu.ecc_uncorrected_aggregate = other(MemoryError::Uncorrected, EccCounter::Aggregate);
+        gpu.ecc_corrected_aggregate = other(MemoryError::Corrected, EccCounter::Aggregate);
         worn_out(device, gpu);
         let parts = if gpu.mig == Some(true) { parts(device) } else { Vec::new() };
         for part in &mut gpu.mig_instances {
