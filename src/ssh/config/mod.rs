@@ -315,6 +315,7 @@ pub fn resolve(
         }
         pass.host.clone_from(&host);
         pass.last = true;
+        pass.files = 0;
         read_all(&mut pass, files)?;
     }
     let Pass { values, warnings, notes, .. } = pass;

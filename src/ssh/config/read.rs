@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::keywords::{self, Found, Keyword, What, find};
 use super::pattern::{Listed, matches_list, matches_pattern};
@@ -168,8 +168,11 @@ impl Pass<'_> {
 
     fn read(&mut self, at: At<'_>, check_owner: bool) -> Result<bool, ConfigError> {
         self.files += 1;
-        if at.depth > MAX_DEPTH || self.files > MAX_FILES {
-            return Err(at.bad("too many files within files"));
+        if at.depth > MAX_DEPTH {
+            return Err(at.bad(format!("more than {MAX_DEPTH} files within one another")));
+        }
+        if self.files > MAX_FILES {
+            return Err(at.bad(format!("more than {MAX_FILES} files in all")));
         }
         if check_owner && !safe(at.file) {
             return Err(at.bad("bad owner or permissions: others may write to it"));
@@ -560,7 +563,8 @@ impl Pass<'_> {
             } else {
                 format!("/etc/ssh/{pattern}")
             };
-            let found: Vec<PathBuf> = glob::glob(&full);
+            let found =
+                glob::glob(&full).map_err(|why| at.bad(format!("Include {pattern}: {why}")))?;
             for path in found {
                 let inner = At {
                     file: &path,
