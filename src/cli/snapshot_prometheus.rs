@@ -407,7 +407,7 @@ fn of_gpu(families: &mut Families, host: &str, gpu: &Gpu) {
             &l,
             &[
                 ("pid", Some(pid.as_str())),
-                ("process", Some(&process.name)),
+                ("process", Some(process.name.as_str()).filter(|name| !name.is_empty())),
                 ("user", process.user.as_deref()),
                 ("container", process.container.as_deref()),
                 ("unit", process.unit.as_deref()),

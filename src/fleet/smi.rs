@@ -51,10 +51,14 @@ pub const REASON_FIELDS: [&str; 2] =
 /// What is asked of `nvidia-smi --query-compute-apps`; the name is last because it may hold commas.
 pub const APP_FIELDS: [&str; 4] = ["gpu_uuid", "pid", "used_memory", "process_name"];
 
-/// A cell; none for `[N/A]`, `[Not Supported]`, `[Unknown Error]` and the like.
+/// What stands in a cell without brackets where there is no value.
+const ABSENT: [&str; 5] = ["n/a", "err!", "not supported", "unknown", "unknown error"];
+
+/// A cell; none for `[N/A]`, `[Not Supported]`, `[Unknown Error]`, `ERR!` and the like.
 fn cell(text: &str) -> Option<&str> {
     let text = text.trim();
-    let absent = text.is_empty() || text.starts_with('[') || text.eq_ignore_ascii_case("n/a");
+    let is = |words: &&str| text.eq_ignore_ascii_case(words);
+    let absent = text.is_empty() || text.starts_with('[') || ABSENT.iter().any(is);
     (!absent).then_some(text)
 }
 
@@ -64,8 +68,26 @@ fn is_gone(text: &str) -> bool {
     text.starts_with('[') && (text.contains("is lost") || text.contains("requires reset"))
 }
 
+/// A number; all ones are what a driver has where there is none.
 fn number(text: &str) -> Option<u32> {
-    cell(text)?.parse().ok()
+    cell(text)?.parse().ok().filter(|number| *number != u32::MAX)
+}
+
+/// A share of something.
+fn percent(text: &str) -> Option<u32> {
+    number(text).filter(|percent| *percent <= 100)
+}
+
+/// The part of its usual speed at which a fan turns: some turn faster.
+fn fan(text: &str) -> Option<u32> {
+    number(text).filter(|percent| *percent <= 200)
+}
+
+/// `P0` to `P15`.
+fn pstate(text: &str) -> Option<&str> {
+    let state = cell(text)?;
+    let number: u32 = state.strip_prefix('P')?.parse().ok()?;
+    (number <= 15 && state.len() <= 3).then_some(state)
 }
 
 /// Mebibytes.
@@ -152,17 +174,17 @@ fn gpu(line: &str) -> Option<Gpu> {
         name: clean(cell(at(2)).unwrap_or("GPU"), 96).into(),
         pci_bus_id: bus.map(Into::into),
         memory: memory.map(|(total, free)| MemoryUse { used: total.saturating_sub(free), total }),
-        utilisation_percent: number(at(6)),
+        utilisation_percent: percent(at(6)),
         temperature_c: number(at(7)),
         power_mw: milliwatts(at(8)),
         power_limit_mw: milliwatts(at(9)),
-        memory_utilisation_percent: number(more(0)),
-        fan_percent: number(more(1)),
+        memory_utilisation_percent: percent(more(0)),
+        fan_percent: fan(more(1)),
         sm_clock_mhz: number(more(2)),
         max_sm_clock_mhz: number(more(3)),
         memory_clock_mhz: number(more(4)),
         max_memory_clock_mhz: number(more(5)),
-        pstate: cell(more(6)).map(|p| clean(p, 4)).map(Into::into),
+        pstate: pstate(more(6)).map(Into::into),
         ecc_uncorrected: uncorrected,
         pcie: PcieLink {
             generation: number(more(8)),
@@ -220,7 +242,8 @@ pub fn tells_idle(text: &str) -> bool {
         && lines().count() <= MAX_PROCESSES
 }
 
-/// Reads `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`: processes by their GPU's UUID.
+/// Reads `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`: processes by their GPU's UUID, each of them
+/// once on each GPU.
 pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
     let app = |line: &str| -> Option<(String, GpuProcess)> {
         let line: String = line.chars().take(MAX_LINE).collect();
@@ -233,7 +256,17 @@ pub fn parse_apps(text: &str) -> Vec<(String, GpuProcess)> {
         let kind = Some(ProcessKind::Compute);
         Some((uuid, GpuProcess { pid, name: name.into(), kind, memory, ..GpuProcess::default() }))
     };
-    text.lines().take(MAX_PROCESSES).filter_map(app).collect()
+    let mut apps: Vec<(String, GpuProcess)> = Vec::new();
+    for (uuid, process) in text.lines().take(MAX_PROCESSES).filter_map(app) {
+        let same =
+            |(of, known): &&mut (String, GpuProcess)| *of == uuid && known.pid == process.pid;
+        match apps.iter_mut().find(same) {
+            // Both lines speak of all that it holds there.
+            Some((_, known)) => known.memory = known.memory.max(process.memory),
+            None => apps.push((uuid, process)),
+        }
+    }
+    apps
 }
 
 /// Busy and all ticks of all processors: the first line of `/proc/stat`.
@@ -361,6 +394,35 @@ mod tests {
         assert!(!tells_idle("GPU-0a, 4711, 61000, python3\nMIG-1b, 9, 61000, python3\n"));
         assert!(!tells_idle(&"GPU-0a, 4711, 61000, python3\n".repeat(MAX_PROCESSES + 1)));
         assert_eq!((apps[1].1.memory, apps[1].1.name.as_str()), (None, ""));
+    }
+
+    #[test]
+    fn a_process_that_is_told_twice_is_there_once_on_each_gpu() {
+        let apps = parse_apps(
+            "GPU-0a, 7, [N/A], python3\nGPU-0a, 7, 500, python3\nGPU-0b, 7, 600, python3\n\
+             GPU-0a, 8, 100, [Insufficient Permissions]\nGPU-0a, 7, 400, python3\n",
+        );
+        let told: Vec<_> = apps.iter().map(|(gpu, p)| (gpu.as_str(), p.pid, p.memory)).collect();
+        let mib = |n| Some(Bytes::mib(n));
+        let wanted = [("GPU-0a", 7, mib(500)), ("GPU-0b", 7, mib(600)), ("GPU-0a", 8, mib(100))];
+        assert_eq!(told, wanted);
+        assert_eq!(apps[2].1.name, "", "nobody says it");
+    }
+
+    #[test]
+    fn what_no_driver_can_mean_is_absent() {
+        let broken = TWO
+            .replace("69573, 87, 61, 512.34", "69573, 4294967295, ERR!, ERR!")
+            .replace("42, [N/A], 1980", "101, 4294967295, ERR!")
+            .replace(", P0,", ", ERR!,")
+            .replace(", P8,", ", P99,");
+        let gpus = parse_gpus(&broken).unwrap();
+        let [first, second] = &gpus[..] else { unreachable!() };
+        assert_eq!((first.utilisation_percent, first.memory_utilisation_percent), (None, None));
+        assert_eq!((first.temperature_c, first.power_mw, first.fan_percent), (None, None, None));
+        assert_eq!((first.sm_clock_mhz, first.max_sm_clock_mhz), (None, Some(1_980)));
+        assert_eq!((&first.pstate, &second.pstate), (&None, &None));
+        assert_eq!(second.fan_percent, Some(30));
     }
 
     #[test]

@@ -338,7 +338,11 @@ fn process_row(theme: &Theme, gpu: &Gpu, process: &GpuProcess) -> Row {
             bytes(process.host_memory),
             time.unwrap_or_else(|| ABSENT.to_owned()),
             clean(home, 20),
-            process.command.as_deref().map_or_else(|| process.name.to_string(), called),
+            match process.command.as_deref() {
+                Some(command) => called(command),
+                None if process.name.is_empty() => ABSENT.to_owned(),
+                None => process.name.to_string(),
+            },
         ],
         style: theme.text,
         below: Vec::new(),
