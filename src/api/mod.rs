@@ -11,6 +11,7 @@ pub mod hub;
 pub mod intent;
 pub mod lend;
 pub mod maintenance;
+mod models;
 pub mod plan;
 pub mod release;
 pub mod secret;
@@ -51,6 +52,7 @@ pub use maintenance::{
     Cordon, CordonedGpu, Drain, DrainMove, DrainOut, DrainPlan, Maintenance, ServiceLow, Upgrade,
     UpgradeEntry, UpgradeHost, UpgradePlan, UpgradePlanHost, UpgradeQuestion, UpgradeSteer,
 };
+pub use models::models;
 pub use plan::{
     Capacity, PlanBorrow, PlanMove, PlanPlace, PlanProgress, PlanStep, PlanTime, StepProgress,
     lowest_text, ready_text,

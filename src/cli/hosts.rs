@@ -1,14 +1,16 @@
 //! `gpudeck hosts`: the hosts and their GPUs, from the snapshot.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::show::{now, settle};
-use super::{standing, table};
+use super::{no_gpus, questions, standing, table};
 use crate::api::{
-    DownCause, GpuHealth, Gpus, HostLinkState, HostName, HostView, Timestamp, age, time,
+    DownCause, GpuHealth, Gpus, HostLinkState, HostName, HostView, Question, Timestamp, age,
+    models, time,
 };
 
 /// Some samples: one that is not looked at is sampled every five seconds.
@@ -31,13 +33,18 @@ pub async fn hosts(args: &Args, only: &[HostName]) -> Result<Success, Failure> {
     }
     standing::print(&snapshot.deck)?;
     let now = now();
-    let rows: Vec<Vec<String>> = snapshot.hosts.values().map(|host| row(host, now)).collect();
+    let rows: Vec<Vec<String>> =
+        snapshot.hosts.values().map(|host| row(host, &snapshot.questions, now)).collect();
     table::print(&["HOST", "STATE", "GPUS", "FREE MEMORY", "RANKS", ""], &rows)?;
     Ok(Success::Done)
 }
 
-fn row(host: &HostView, now: Timestamp) -> Vec<String> {
-    let (state, note) = state(host);
+/// What people are asked for, by number.
+type Questions = BTreeMap<u64, Question>;
+
+fn row(host: &HostView, asked: &Questions, now: Timestamp) -> Vec<String> {
+    let (state, note) = state(host, asked);
+    let note = no_gpus::with_reason(note, host);
     vec![
         host.name.to_string(),
         match host.maintenance.word() {
@@ -56,7 +63,7 @@ fn row(host: &HostView, now: Timestamp) -> Vec<String> {
 }
 
 /// Its link in a word, and what there is to say of it.
-fn state(host: &HostView) -> (String, String) {
+fn state(host: &HostView, asked: &Questions) -> (String, String) {
     match &host.link {
         HostLinkState::Up => ("up".to_owned(), up_note(host)),
         HostLinkState::Limited { why, hint } => {
@@ -65,7 +72,8 @@ fn state(host: &HostView) -> (String, String) {
         }
         HostLinkState::Connecting { phase } => ("connecting".to_owned(), phase.clone()),
         HostLinkState::Asking { question } => {
-            ("asking".to_owned(), format!("question {question}: `gpudeck answer {question} yes`"))
+            let how = questions::how(asked, *question);
+            ("asking".to_owned(), format!("question {question}: {how}"))
         }
         HostLinkState::Down { kind, cause, hint, trying, .. } => {
             let hint = hint.as_deref().map(|h| format!(" → {h}")).unwrap_or_default();
@@ -80,13 +88,13 @@ fn state(host: &HostView) -> (String, String) {
 fn gpus(host: &HostView) -> String {
     let Some(sample) = &host.sample else { return "–".to_owned() };
     match &sample.gpus {
-        Gpus::None { .. } => "none".to_owned(),
+        gpus @ Gpus::None { .. } => match no_gpus::unread(gpus) {
+            Some(_) => "NOT READ".to_owned(),
+            None => "none".to_owned(),
+        },
         Gpus::Hung { .. } if sample.gpu_trouble.is_some() => "NOT READ".to_owned(),
         Gpus::Hung { .. } => "DRIVER HUNG".to_owned(),
-        Gpus::Some(gpus) => {
-            let name = gpus.first().map(|g| g.name.clone()).unwrap_or_default();
-            format!("{}×{name}", gpus.len())
-        }
+        Gpus::Some(gpus) => models(gpus),
     }
 }
 
@@ -96,8 +104,10 @@ fn free_memory(host: &HostView) -> String {
     let Some(sample) = &host.sample else { return unknown() };
     match &sample.gpus {
         // It has GPUs, whose memory is not known: the host's own is another thing.
-        Gpus::Hung { .. } => unknown(),
-        Gpus::None { .. } => sample.memory.map_or_else(unknown, |m| m.free().to_string()),
+        gpus if matches!(gpus, Gpus::Hung { .. }) || no_gpus::unread(gpus).is_some() => unknown(),
+        Gpus::None { .. } | Gpus::Hung { .. } => {
+            sample.memory.map_or_else(unknown, |m| m.free().to_string())
+        }
         Gpus::Some(gpus) if gpus.is_empty() => {
             sample.memory.map_or_else(unknown, |m| m.free().to_string())
         }

@@ -23,6 +23,7 @@ pub mod journal;
 pub mod logs;
 pub mod maintenance;
 pub mod model;
+mod no_gpus;
 mod page;
 pub mod place;
 pub mod plan;

@@ -1,5 +1,6 @@
 //! `gpudeck questions` and `gpudeck answer`.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use super::args::{Args, Output};
 use super::attach::attach;
 use super::exit::{Failure, Success};
 use super::table;
-use crate::api::{Door, Intent, QuestionKind, Secret};
+use crate::api::{Door, Intent, Question, QuestionKind, Secret};
 use crate::controller::reach::Person;
 
 /// Longest answer, in bytes.
@@ -57,6 +58,15 @@ pub async fn list(args: &Args) -> Result<Success, Failure> {
         .collect();
     table::print(&["NUMBER", "HOST", "QUESTION"], &rows)?;
     Ok(Success::Done)
+}
+
+/// How a question is answered: a secret does not belong on the command line.
+pub fn how(questions: &BTreeMap<u64, Question>, id: u64) -> String {
+    let yes = match questions.get(&id).map(|question| question.kind) {
+        Some(QuestionKind::Secret) => "",
+        Some(QuestionKind::HostKey) | None => " yes",
+    };
+    format!("`gpudeck answer {id}{yes}`")
 }
 
 /// Answers one.
@@ -142,4 +152,22 @@ fn read_hidden(prompt: &str) -> Result<Secret, Failure> {
     eprintln!();
     read.map_err(failed)?;
     Ok(text.trim_end_matches('\n').into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Timestamp;
+
+    #[test]
+    fn what_is_told_to_answer_with_is_taken() {
+        let question = |id, kind| {
+            let text = "?".to_owned();
+            (id, Question { id, host: None, kind, text, asked: Timestamp(0) })
+        };
+        let open =
+            BTreeMap::from([question(1, QuestionKind::Secret), question(2, QuestionKind::HostKey)]);
+        assert_eq!(how(&open, 1), "`gpudeck answer 1`");
+        assert_eq!(how(&open, 2), "`gpudeck answer 2 yes`");
+    }
 }

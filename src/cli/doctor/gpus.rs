@@ -6,14 +6,7 @@ use smol_str::SmolStr;
 
 use super::{Check, Verdict, check};
 use crate::api::{Gpu, GpuHealth, Gpus, HostView, time, xid};
-
-/// A host that has no GPU, as against one whose driver does not let its GPUs be read.
-fn is_without_gpu(why: &str) -> bool {
-    ["no NVIDIA driver is installed", "no GPU", "libnvidia-ml.so.1 not found"]
-        .iter()
-        .any(|words| why.contains(words))
-        || why.is_empty()
-}
+use crate::cli::no_gpus::is_without_gpu;
 
 pub(super) fn driver(host: &HostView, gpus: &Gpus) -> Vec<Check> {
     let facts = host.facts.as_ref();
@@ -182,5 +175,8 @@ mod tests {
         let none = "libnvidia-ml.so.1 not found: no NVIDIA driver is installed";
         assert_eq!(verdict(none), Verdict::Note);
         assert_eq!(verdict("the driver shows no GPU"), Verdict::Note);
+        // As the script says it that reads a host without an agent.
+        assert_eq!(verdict("there is no nvidia-smi"), Verdict::Note);
+        assert_eq!(verdict("NVIDIA-SMI has failed because it could not communicate"), Verdict::Bad);
     }
 }

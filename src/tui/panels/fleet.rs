@@ -299,7 +299,7 @@ fn figures(pen: &mut Pen<'_>, state: &State, host: &HostView, x: u16, block: Rec
             pen.put_cut(x, y, end, &text, theme.bad);
         }
         Gpus::Some(gpus) => {
-            pen.put_cut(x, y, end, &cells::models(gpus), theme.text);
+            pen.put_cut(x, y, end, &crate::api::models(gpus), theme.text);
         }
     }
 }

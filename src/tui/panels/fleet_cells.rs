@@ -1,7 +1,5 @@
 //! The GPUs of one host, in three densities.
 
-use std::collections::BTreeMap;
-
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
@@ -45,15 +43,6 @@ pub fn rows(host: &HostView, density: Density, width: u16) -> u16 {
     }
 }
 
-/// What the GPUs of a host are: `8× NVIDIA H100 80GB HBM3`.
-pub fn models(gpus: &[Gpu]) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for gpu in gpus {
-        *counts.entry(gpu.name.trim_start_matches("NVIDIA ")).or_default() += 1;
-    }
-    counts.iter().map(|(name, n)| format!("{n}× {name}")).collect::<Vec<_>>().join(", ")
-}
-
 /// Who holds a GPU.
 struct Owner {
     letter: char,
@@ -78,8 +67,11 @@ fn owner(state: &State, host: &HostView, gpu: &Gpu) -> Owner {
     }
     match gpu.listed().first() {
         Some(process) => {
-            let label = process.name.clone();
-            Owner { letter: '?', style: state.theme.warn, label: label.to_string(), service: None }
+            let label = match process.name.as_str() {
+                "" => "–".to_owned(),
+                name => name.to_owned(),
+            };
+            Owner { letter: '?', style: state.theme.warn, label, service: None }
         }
         None if gpu.processes.is_none() => {
             Owner { letter: '·', style: state.theme.dim, label: "–".to_owned(), service: None }
