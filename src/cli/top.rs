@@ -179,11 +179,9 @@ pub fn lines(host: &HostView, now: Timestamp, details: bool) -> Vec<String> {
 fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
     let name = format!("{} GPU {}", host.name, gpu.index);
     if gpu.health == GpuHealth::Lost {
-        let xid = gpu
-            .judged_xid()
-            .or(gpu.xid)
-            .map(|x| format!(" ({})", xid::describe(x.code)))
-            .unwrap_or_default();
+        // A harmless error that came before has nothing to do with it.
+        let xid =
+            gpu.judged_xid().map(|x| format!(" ({})", xid::describe(x.code))).unwrap_or_default();
         return format!("{name}: LOST{xid}");
     }
     let watts = |mw: Option<u32>| number(mw.map(|m| (m + 500) / 1_000), " W");
@@ -208,11 +206,15 @@ fn gpu_line(host: &HostView, gpu: &Gpu) -> String {
         line.push_str(&format!(", {}", xid::describe(last.code)));
     }
     let rank = host.ranks.iter().find(|rank| rank.devices.iter().any(|d| gpu.has(d)));
-    match (rank, gpu.listed().first()) {
+    match (rank, gpu.listed().split_first()) {
         (Some(rank), _) => line.push_str(&format!(", {}", rank.rank)),
-        (None, Some(process)) => {
+        (None, Some((process, others))) => {
             let whose = process.user.as_deref().unwrap_or("–");
-            line.push_str(&format!(", {} of {whose} (pid {})", process.name, process.pid));
+            let name = Some(process.name.as_str()).filter(|n| !n.is_empty()).unwrap_or("–");
+            line.push_str(&format!(", {name} of {whose} (pid {})", process.pid));
+            if !others.is_empty() {
+                line.push_str(&format!(" and {} more", others.len()));
+            }
         }
         (None, None) if gpu.processes.is_none() => line.push_str(", processes –"),
         (None, None) => line.push_str(", free"),
@@ -263,6 +265,36 @@ mod tests {
         assert!(gpu_line(&host, &gpu).ends_with(", free"));
         gpu.processes = None;
         assert!(gpu_line(&host, &gpu).ends_with(", processes –"));
+    }
+
+    #[test]
+    fn all_who_use_a_gpu_are_counted() {
+        let process = |pid, name: &str| crate::api::GpuProcess {
+            pid,
+            name: name.into(),
+            ..crate::api::GpuProcess::default()
+        };
+        let mut gpu = fixture::gpu("node1", 7, 0, 0);
+        let snapshot = fixture::rich();
+        let mut host = snapshot.hosts.values().next().unwrap().clone();
+        host.ranks.clear();
+        gpu.processes = Some(vec![process(7, "python3")]);
+        assert!(gpu_line(&host, &gpu).ends_with(", python3 of – (pid 7)"));
+        gpu.processes = Some(vec![process(7, ""), process(8, "x"), process(9, "y")]);
+        assert!(gpu_line(&host, &gpu).ends_with(", – of – (pid 7) and 2 more"));
+    }
+
+    #[test]
+    fn a_harmless_error_is_not_why_a_gpu_is_lost() {
+        let snapshot = fixture::rich();
+        let host = snapshot.hosts.values().next().unwrap();
+        let mut gpu = fixture::gpu("node1", 7, 0, 0);
+        gpu.health = GpuHealth::Lost;
+        let xid = |code| Some(crate::api::Xid { code, count: 1, monotonic_ms: 0 });
+        gpu.xid = xid(31);
+        assert!(gpu_line(host, &gpu).ends_with(": LOST"), "{}", gpu_line(host, &gpu));
+        gpu.grave_xid = xid(79);
+        assert!(gpu_line(host, &gpu).contains(": LOST (Xid 79"));
     }
 
     #[test]
