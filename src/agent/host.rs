@@ -224,16 +224,27 @@ fn interface(line: &str) -> Option<(&str, u64, u64)> {
 
 fn disk(path: &Path) -> Option<MemoryUse> {
     let disk = rustix::fs::statvfs(path).ok()?;
-    let total = Bytes(disk.f_blocks.saturating_mul(disk.f_frsize));
-    // What a user other than root can still write.
-    let free = Bytes(disk.f_bavail.saturating_mul(disk.f_frsize));
-    Some(MemoryUse { used: total.saturating_sub(free), total })
+    let bytes = |blocks: u64| Bytes(blocks.saturating_mul(disk.f_frsize));
+    Some(disk_use(bytes(disk.f_blocks), bytes(disk.f_bfree), bytes(disk.f_bavail)))
+}
+
+/// As `df` reckons it: in use is what is not free, and what root alone may fill is neither in use nor left for others.
+fn disk_use(size: Bytes, free: Bytes, available: Bytes) -> MemoryUse {
+    let used = size.saturating_sub(free);
+    MemoryUse { used, total: Bytes(used.0.saturating_add(available.0)) }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_root_alone_may_fill_is_not_in_use() {
+        let disk = disk_use(Bytes::gib(250), Bytes::gib(180), Bytes::gib(7));
+        assert_eq!((disk.used, disk.free()), (Bytes::gib(70), Bytes::gib(7)));
+        assert_eq!(disk_use(Bytes::gib(1), Bytes::gib(2), Bytes(u64::MAX)).used, Bytes::ZERO);
+    }
 
     #[test]
     fn the_device_of_a_file_system_without_one_is_what_it_is_mounted_from() {

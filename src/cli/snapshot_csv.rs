@@ -194,6 +194,12 @@ fn quoted(words: &str) -> String {
     serde_json::Value::from(words).to_string()
 }
 
+/// A value among `key=value` words: as it is, or quoted where it could be taken for more than one of them.
+fn word(value: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_.:/@+~".contains(c);
+    if value.chars().all(is_plain) { value.to_owned() } else { quoted(value) }
+}
+
 /// `UUID name=… memory_used=…`; what is not known is left out.
 fn instance(part: &MigInstance) -> String {
     let memory =
@@ -211,15 +217,16 @@ fn health(gpu: &Gpu) -> String {
 
 /// `key=value` words; what is not known is left out.
 fn process(process: &GpuProcess) -> String {
-    let mut words = format!("pid={} name={}", process.pid, process.name);
+    let mut words = format!("pid={}", process.pid);
     let mut add = |key: &str, value: Option<String>| {
         if let Some(value) = value {
             let _ = write!(words, " {key}={value}");
         }
     };
-    add("user", process.user.clone().map(Into::into));
-    add("container", process.container.clone().map(Into::into));
-    add("unit", process.unit.clone().map(Into::into));
+    add("name", Some(process.name.as_str()).filter(|name| !name.is_empty()).map(word));
+    add("user", process.user.as_deref().map(word));
+    add("container", process.container.as_deref().map(word));
+    add("unit", process.unit.as_deref().map(word));
     add("kind", process.kind.map(|kind| kind.word().to_owned()));
     add("memory", process.memory.map(|m| m.0.to_string()));
     let percent = |share: Option<u32>| share.map(|p| format!("{p}%"));
@@ -376,6 +383,20 @@ mod tests {
         }
         let busy = csv.lines().find(|l| l.contains("pid=")).unwrap();
         assert!(busy.contains("name=") && busy.contains("user="), "{busy}");
+    }
+
+    #[test]
+    fn no_name_of_a_process_is_taken_for_other_fields() {
+        let mut told = GpuProcess { pid: 7, name: "python3.11".into(), ..GpuProcess::default() };
+        told.user = Some("alice".into());
+        assert_eq!(process(&told), "pid=7 name=python3.11 user=alice");
+        told.name = "x user=root; pid=1".into();
+        told.user = Some("a b".into());
+        told.container = Some("c\"d".into());
+        let wanted = r#"pid=7 name="x user=root; pid=1" user="a b" container="c\"d""#;
+        assert_eq!(process(&told), wanted);
+        told = GpuProcess { pid: 8, ..GpuProcess::default() };
+        assert_eq!(process(&told), "pid=8", "nobody says its name");
     }
 
     /// The cells of a row.

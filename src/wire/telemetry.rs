@@ -169,7 +169,7 @@ pub struct HostSample {
     /// Main memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryUse>,
-    /// The disk that holds the agent's state directory.
+    /// The disk that holds the agent's state directory, without what root alone may fill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<MemoryUse>,
     /// Received over all physical interfaces, bytes a second.
