@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::AgentBinary;
 use super::install::{AgentCommand, InstallError, STATE_DIR_VARIABLE, TIDY, check_names};
 use super::lines::LineReader;
-use super::session::{Begun, SessionError};
+use super::session::{Begun, SessionError, no_answer};
 use crate::base::quote;
 use crate::ssh::{Connection, ExecChannel};
 use crate::wire::MAX_LINE_BYTES;
@@ -60,6 +60,9 @@ pub(super) async fn start(
             // It is about to end by itself, and a server may allow one session only.
             let _ = timeout(END_PATIENCE, control.wait()).await;
             return Ok(None);
+        }
+        Err(_) if !connection.is_there().await => {
+            return Err(no_answer("the host", "looking for the agent", PATIENCE));
         }
         Ok(None) | Err(_) => return Ok(None),
     };

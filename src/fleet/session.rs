@@ -198,10 +198,24 @@ impl Session {
         begun: Begun,
         attention: watch::Receiver<Attention>,
     ) -> Result<(Self, HostFacts, Running), SessionError> {
+        Self::hear(host, connection, begun, attention, HELLO_PATIENCE).await
+    }
+
+    async fn hear(
+        host: HostName,
+        connection: Arc<dyn Connection>,
+        begun: Begun,
+        attention: watch::Receiver<Attention>,
+        patience: Duration,
+    ) -> Result<(Self, HostFacts, Running), SessionError> {
         let Begun { command, stdin, mut reader, control, asked } = begun;
         let hello = read_hello(&mut reader, &control, &*connection);
-        let hello = timeout(HELLO_PATIENCE, hello).await;
-        let (facts, early) = hello.map_err(|_| SessionError::Silent)??;
+        let (facts, early) = match timeout(patience, hello).await {
+            Ok(hello) => hello?,
+            Err(_) if connection.is_there().await => return Err(SessionError::Silent),
+            // It is not the agent that is silent.
+            Err(_) => return Err(no_answer(host.as_str(), "starting the agent", patience)),
+        };
         let (lines, receiver) = mpsc::channel(64);
         let mut pending = HashMap::new();
         let first_answer = asked.then(|| {
@@ -485,6 +499,12 @@ async fn read_hello<R: AsyncRead + Unpin>(
     Err(SessionError::Nonsense("no hello among its first lines".to_owned()))
 }
 
+/// The host itself has fallen silent.
+pub(super) fn no_answer(host: &str, phase: &str, after: Duration) -> SessionError {
+    let (address, phase) = (host.to_owned(), phase.to_owned());
+    SessionError::Ssh(SshError::Timeout { address, phase, after })
+}
+
 /// The agent's output has ended: was it the connection, or the agent?
 async fn end_of(control: &ExecControl, connection: &dyn Connection) -> SessionError {
     match timeout(Duration::from_secs(2), control.wait()).await {
@@ -502,5 +522,84 @@ async fn end_of(control: &ExecControl, connection: &dyn Connection) -> SessionEr
                 format!("{status}: {words}")
             })
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use async_trait::async_trait;
+    use futures::future::BoxFuture;
+    use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+
+    use super::super::following::Attention;
+    use super::*;
+    use crate::ssh::{InProcessConnection, Program};
+
+    /// An agent that never says anything.
+    struct Silence;
+
+    impl Program for Silence {
+        fn run(
+            &self,
+            _: String,
+            stdin: ReadHalf<DuplexStream>,
+            stdout: WriteHalf<DuplexStream>,
+        ) -> BoxFuture<'static, u32> {
+            Box::pin(async move {
+                let _held = (stdin, stdout);
+                std::future::pending().await
+            })
+        }
+    }
+
+    /// A host that is there, or is not any more.
+    struct Host {
+        connection: InProcessConnection,
+        there: bool,
+    }
+
+    #[async_trait]
+    impl Connection for Host {
+        async fn exec(&self, command: &str) -> Result<ExecChannel, SshError> {
+            self.connection.exec(command).await
+        }
+
+        async fn is_there(&self) -> bool {
+            self.there
+        }
+
+        async fn closed(&self) -> SshError {
+            self.connection.closed().await
+        }
+
+        async fn close(&self) {
+            self.connection.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_falls_silent_is_not_taken_for_a_silent_agent() {
+        let told = |there| async move {
+            let runtime = tokio::runtime::Handle::current();
+            let connection = InProcessConnection::new(Arc::new(Silence), runtime);
+            let connection: Arc<dyn Connection> = Arc::new(Host { connection, there });
+            let ExecChannel { stdin, stdout, control } = connection.exec("agent").await.unwrap();
+            let reader = LineReader::new(stdout, MAX_LINE_BYTES);
+            let (binary, state_dir) = ("/a".to_owned(), "/s".to_owned());
+            let command = AgentCommand { binary, state_dir, env: BTreeMap::new() };
+            let begun = Begun { command, stdin, reader, control, asked: false };
+            let (_sender, attention) = watch::channel(Attention::default());
+            let host = "box".parse().unwrap();
+            let patience = Duration::from_millis(20);
+            Session::hear(host, connection, begun, attention, patience).await.err().unwrap()
+        };
+        assert_eq!(told(true).await, SessionError::Silent);
+        let silent = told(false).await;
+        let SessionError::Ssh(error) = &silent else { unreachable!("{silent}") };
+        assert_eq!(error.cause(), crate::base::DownCause::NoAnswer);
+        assert!(error.to_string().contains("starting the agent"), "{error}");
     }
 }

@@ -18,6 +18,10 @@ impl Connection for AsRoot {
         self.0.exec(&format!("exec sudo -n -- env {BECOME_VARIABLE}=sudo sh -c {command}")).await
     }
 
+    async fn is_there(&self) -> bool {
+        self.0.is_there().await
+    }
+
     async fn closed(&self) -> SshError {
         self.0.closed().await
     }

@@ -258,7 +258,7 @@ impl Attempt<'_> {
     ) -> Result<Step, SshError> {
         match timeout(self.limit, work).await {
             Err(_) => Err(self.late()),
-            Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            Ok(Err(error)) => Err(SshError::of_library(&error)),
             Ok(Ok(result)) => Ok(Self::step(result)),
         }
     }
@@ -474,7 +474,7 @@ impl Attempt<'_> {
             let start = handle.authenticate_keyboard_interactive_start(user, None);
             let mut reply = match timeout(self.limit, start).await {
                 Err(_) => return Err(self.late()),
-                Ok(reply) => reply.map_err(|error| SshError::closed(&error.to_string()))?,
+                Ok(reply) => reply.map_err(|error| SshError::of_library(&error))?,
             };
             let mut asked = 0;
             loop {
@@ -507,9 +507,7 @@ impl Attempt<'_> {
                         let respond = handle.authenticate_keyboard_interactive_respond(answers);
                         reply = match timeout(self.limit, respond).await {
                             Err(_) => return Err(self.late()),
-                            Ok(reply) => {
-                                reply.map_err(|error| SshError::closed(&error.to_string()))?
-                            }
+                            Ok(reply) => reply.map_err(|error| SshError::of_library(&error))?,
                         };
                     }
                 }

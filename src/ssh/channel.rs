@@ -159,7 +159,7 @@ impl RusshConnection {
                 to: format!("{}:{port}", text::clean(host, 80)),
                 why: reason.into(),
             }),
-            Ok(Err(error)) => Err(SshError::closed(&error.to_string())),
+            Ok(Err(error)) => Err(SshError::of_library(&error)),
             Err(_) if !self.answers().await => Err(SshError::closed("it no longer answers")),
             // Not the jump host's address: that one answers.
             Err(_) => Err(SshError::Timeout {
@@ -250,7 +250,7 @@ fn refused(error: russh::Error) -> SshError {
         russh::Error::ChannelOpenFailure(reason) => {
             SshError::ChannelRefused { why: format!("{reason:?}") }
         }
-        other => SshError::closed(&other.to_string()),
+        other => SshError::of_library(&other),
     }
 }
 
@@ -305,6 +305,10 @@ impl Connection for RusshConnection {
                 after: self.channel_timeout,
             }),
         }
+    }
+
+    async fn is_there(&self) -> bool {
+        self.answers().await
     }
 
     async fn closed(&self) -> SshError {

@@ -223,6 +223,11 @@ impl SshError {
         Self::Closed { why: text::clean(why, 200) }
     }
 
+    /// The same, of what our SSH library says: its own words are its programmers'.
+    pub(super) fn of_library(error: &russh::Error) -> Self {
+        Self::closed(&library_words(error))
+    }
+
     /// Which of the named causes it is.
     pub fn cause(&self) -> DownCause {
         match self {
@@ -289,6 +294,19 @@ impl SshError {
     /// is not touched until it does.
     pub fn login_lost(&self) -> bool {
         self.cause() == DownCause::LoginLost
+    }
+}
+
+/// What an error of our SSH library is in plain words, cleaned.
+pub(super) fn library_words(error: &russh::Error) -> String {
+    use russh::Error as E;
+    match error {
+        E::Disconnect | E::HUP | E::SendError | E::RecvError => "the server hung up".to_owned(),
+        E::KeepaliveTimeout | E::ConnectionTimeout | E::InactivityTimeout | E::Elapsed(_) => {
+            "the host no longer answers".to_owned()
+        }
+        E::DecryptionError | E::PacketSize(_) => "what came over it was damaged".to_owned(),
+        other => text::clean(&other.to_string(), 160),
     }
 }
 
@@ -446,6 +464,22 @@ mod tests {
             SshError::Closed { why: text() },
             refused,
         ]
+    }
+
+    #[test]
+    fn what_our_library_says_is_told_in_plain_words() {
+        use russh::Error as E;
+        for (error, words) in [
+            (E::Disconnect, "the server hung up"),
+            (E::HUP, "the server hung up"),
+            (E::SendError, "the server hung up"),
+            (E::KeepaliveTimeout, "the host no longer answers"),
+            (E::DecryptionError, "what came over it was damaged"),
+            (E::IO(std::io::Error::other("broken pipe")), "broken pipe"),
+        ] {
+            let told = SshError::of_library(&error).to_string();
+            assert_eq!(told, format!("the connection was lost: {words}"));
+        }
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub trait Connection: Send + Sync {
     /// Runs a command line with the user's shell on the machine.
     async fn exec(&self, command: &str) -> Result<ExecChannel, SshError>;
 
+    /// Whether the other end still answers; on one that does not, nothing is to be waited for any more.
+    async fn is_there(&self) -> bool {
+        true
+    }
+
     /// Returns when the connection is lost, with what was seen of its end.
     async fn closed(&self) -> SshError;
 

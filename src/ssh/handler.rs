@@ -10,6 +10,7 @@ use russh::keys::{PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, Disconnect};
 use tokio::sync::watch;
 
+use super::error::library_words;
 use super::known_hosts::{KnownHosts, Verdict};
 use crate::base::text;
 
@@ -145,10 +146,7 @@ impl Handler for Client {
                 self.refused.store(is_refusal(&info.reason_code, &info.message), Ordering::Release);
                 (format!("the server said: {}", text::clean(&info.message, 160)), Ok(()))
             }
-            DisconnectReason::Error(russh::Error::KeepaliveTimeout) => {
-                ("the host no longer answers".to_owned(), Err(russh::Error::KeepaliveTimeout))
-            }
-            DisconnectReason::Error(error) => (text::clean(&error.to_string(), 160), Err(error)),
+            DisconnectReason::Error(error) => (library_words(&error), Err(error)),
         };
         // What cut the connection on this side knows better.
         self.end.send_if_modified(|end| {
