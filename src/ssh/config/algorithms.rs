@@ -60,9 +60,16 @@ const KEYS_DEFAULT: &str = "ssh-ed25519-cert-v01@openssh.com,\
 const CA_DEFAULT: &str = "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,\
     sk-ssh-ed25519@openssh.com,sk-ecdsa-sha2-nistp256@openssh.com,rsa-sha2-512,rsa-sha2-256";
 
-/// Names of newer OpenSSH versions, which a configuration may carry.
-const NEWER: [(Kind, &str); 2] =
-    [(Kind::Kex, "mlkem768x25519-sha256"), (Kind::Key, "ssh-mldsa-44@openssh.com")];
+/// Names of newer OpenSSH versions (to that of August 2026), which a configuration may carry.
+const NEWER: [(Kind, &str); 7] = [
+    (Kind::Kex, "mlkem768x25519-sha256"),
+    (Kind::Kex, "mlkem768nistp256-sha256"),
+    (Kind::Key, "ssh-mldsa-44@openssh.com"),
+    (Kind::Key, "ssh-mldsa44-ed25519@openssh.com"),
+    (Kind::Key, "ssh-mldsa44-ed25519-cert-v01@openssh.com"),
+    (Kind::Key, "webauthn-sk-ecdsa-sha2-nistp256-cert-v01@openssh.com"),
+    (Kind::CaSignature, "ssh-mldsa44-ed25519@openssh.com"),
+];
 
 fn all(kind: Kind) -> &'static str {
     match kind {

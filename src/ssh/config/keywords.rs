@@ -247,12 +247,13 @@ const NEWER: [&str; 4] = ["refuseconnection", "tag", "versionaddendum", "warnwea
 
 /// Of what is read over: what would decide how a host is reached or who is let in, with the values that ask for
 /// nothing.
-const MISSED: [(&str, &[&str]); 9] = [
+const MISSED: [(&str, &[&str]); 10] = [
     ("addkeystoagent", &["no", "false"]),
     ("canonicalizepermittedcnames", &["none"]),
     ("controlmaster", &["no", "false"]),
     ("controlpath", &["none"]),
     ("gssapikeyexchange", &["no"]),
+    ("ipqos", &["none"]),
     ("kbdinteractivedevices", &[]),
     ("securitykeyprovider", &["internal", "none"]),
     ("updatehostkeys", &["no", "false"]),
@@ -266,9 +267,9 @@ pub(super) fn is_missed(word: &str, value: &str) -> bool {
 }
 
 /// What many have in a file of their own for all hosts, and what decides little here: connections are ours, whoever
-/// else shares one, and keys are asked about once. Told to who asks, not at each start.
+/// else shares one, keys are asked about once, and packets are not marked. Told to who asks, not at each start.
 pub(super) fn is_convenience(word: &str) -> bool {
-    matches!(word, "addkeystoagent" | "controlmaster" | "controlpath")
+    matches!(word, "addkeystoagent" | "controlmaster" | "controlpath" | "ipqos")
 }
 
 /// What a word at the beginning of a line is.

@@ -98,6 +98,18 @@ fn algorithms_and_ways_that_we_lack_are_named() {
 }
 
 #[test]
+fn names_of_newer_versions_are_no_mistake_and_others_are() {
+    let text = "KexAlgorithms mlkem768nistp256-sha256,curve25519-sha256\n\
+        HostKeyAlgorithms ^ssh-mldsa44-ed25519@openssh.com\n\
+        CASignatureAlgorithms +ssh-mldsa44-ed25519@openssh.com\n";
+    let said = of(text, "x").unwrap().warnings.join("\n");
+    for name in ["kexalgorithms mlkem768nistp256-sha256:", "hostkeyalgorithms ssh-mldsa44"] {
+        assert!(said.contains(name), "{name}: {said}");
+    }
+    assert!(of("KexAlgorithms curve25519-sha256,nonsense\n", "x").is_err(), "as ssh has it");
+}
+
+#[test]
 fn values_beyond_what_is_done_are_told_and_the_nearest_counts() {
     for (line, words) in [
         ("RekeyLimit 16K", "rekeylimit under 1M"),
@@ -147,14 +159,15 @@ fn what_the_systems_own_file_has_for_everybody_is_told_to_who_asks() {
 
 #[test]
 fn shared_connections_and_keys_for_the_agent_are_told_to_who_asks() {
-    let text =
-        "ControlMaster auto\nControlPath ~/.ssh/%C\nControlPersist 10m\nAddKeysToAgent yes\n";
+    let text = "ControlMaster auto\nControlPath ~/.ssh/%C\nControlPersist 10m\nAddKeysToAgent yes\nIPQoS lowdelay throughput\n";
     let found = of(text, "x").unwrap();
     assert_eq!(found.warnings, Vec::<String>::new(), "many have it for all hosts");
-    for word in ["controlmaster auto", "controlpath ~/.ssh/%C", "addkeystoagent yes"] {
+    for word in
+        ["controlmaster auto", "controlpath ~/.ssh/%C", "addkeystoagent yes", "ipqos lowdelay"]
+    {
         assert!(found.notes.iter().any(|note| note.contains(word)), "{word}: {:?}", found.notes);
     }
-    let text = "ControlMaster no\nControlPath none\nAddKeysToAgent no\n";
+    let text = "ControlMaster no\nControlPath none\nAddKeysToAgent no\nIPQoS none\n";
     assert_eq!(of(text, "x").unwrap().notes, Vec::<String>::new());
 }
 
