@@ -128,10 +128,6 @@ impl Core {
         // Before the commit: of a release of which only this is known nothing was ever begun.
         self.note_planned(&draft.service, &planned)?;
         let seq = self.journal.last_seq();
-        if matches!(deck, DeckBeside::AsInGit) {
-            let words = "deck.toml has a mistake and is left out of the commit: the last good one is in force";
-            self.say(Severity::Warning, Some(&draft.service), words);
-        }
         Ok(Some((repo, Commit { draft, request, of_group, planned, deck, seq })))
     }
 
@@ -242,6 +238,10 @@ impl Core {
         for words in &words {
             self.say(Severity::Warning, Some(&service), words);
         }
+        if let (DeckBeside::AsInGit, Err(why)) = (&commit.deck, self.deck_is_good()) {
+            let words = format!("deck.toml is left out of the commit of {number}: {}", why.message);
+            self.say(Severity::Warning, Some(&service), &words);
+        }
         self.share();
         let release = &commit.planned.release;
         self.files.history.entry(service.clone()).or_default().insert(
@@ -276,6 +276,10 @@ impl Core {
     ) -> Result<IntentReply, ApiError> {
         let Commit { draft, request, of_group, mut planned, seq, .. } = commit;
         self.may_begin(&draft.service)?;
+        // What others of the group were told meanwhile is noted first: it says nothing of this one.
+        if of_group {
+            self.follow_group();
+        }
         if of_group && self.is_held_up(&draft.service, request.kind) {
             return Err(ApiError {
                 kind: ErrorKind::Conflict,

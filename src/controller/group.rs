@@ -125,6 +125,7 @@ impl Core {
         let names: Vec<&str> = group.services.iter().map(|e| e.service.as_str()).collect();
         let words = format!("{by} rolls out {}, in this order", names.join(", "));
         self.deck_told(DeckEvent::GroupBegun { group: group.clone() })?;
+        self.group_put_off = None;
         self.say(Severity::Info, None, &words);
         self.publish_group();
         Ok(IntentReply::Accepted)
@@ -230,7 +231,7 @@ impl Core {
     }
 
     /// What follows by itself, and begins nothing.
-    fn follow_group(&mut self) {
+    pub(super) fn follow_group(&mut self) {
         self.go_on_with_group(Group::follows);
     }
 

@@ -137,7 +137,8 @@ impl Shapes {
             "o_proj" | "wo" | "out_proj" | "dense" => put(|a| &mut a.out, columns(tensor)),
             "kv_a_proj_with_mqa" => put(|a| &mut a.latent, rows(tensor)),
             "kv_a_layernorm" => put(|a| &mut a.rank, tensor.shape.first().copied()),
-            "A_log" | "dt_bias" | "conv1d" | "q_conv1d" | "k_conv1d" | "v_conv1d" | "in_proj" => {
+            "A_log" | "dt_bias" | "conv1d" | "q_conv1d" | "k_conv1d" | "v_conv1d" | "in_proj"
+            | "output_gate" => {
                 self.recurrent.insert(layer);
             }
             "q_norm" | "k_norm" | "q_layernorm" | "k_layernorm" if tensor.shape.len() == 1 => {

@@ -70,15 +70,19 @@ impl ServiceState {
             return (EVEN, EVEN);
         }
         let rollout = self.active_rollout();
-        if let Some(r) = rollout.filter(|r| self.strategy(r) == Strategy::BlueGreen) {
-            return if self.sends_to_coming(r, roles, coming, going) {
-                (EVEN, 0)
-            } else {
-                (0, EVEN)
-            };
-        }
         // Those that stood in for others get nothing again only when these carry the floor, or as much.
         let needed = roles.floor.min(self.served());
+        if let Some(r) = rollout.filter(|r| self.strategy(r) == Strategy::BlueGreen) {
+            let to_coming = self.sends_to_coming(r, roles, coming, going);
+            // Remains of an earlier rollout that stand in beside stable are none of its two sets.
+            let remains = r.direction != Direction::Forward && self.ready(r.to) == 0;
+            return match (to_coming, remains) {
+                (true, true) if coming < needed => (EVEN, EVEN),
+                (false, true) if going < needed => (EVEN, EVEN),
+                (true, _) => (EVEN, 0),
+                (false, _) => (0, EVEN),
+            };
+        }
         match self.shares(rollout, roles, coming, going) {
             (0, _) if going < needed => (EVEN, EVEN),
             (_, 0) if coming < needed && !roles.forward => (EVEN, EVEN),

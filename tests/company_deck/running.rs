@@ -460,7 +460,7 @@ fn an_undo_waits_neither_for_deck_toml_nor_for_the_remote() {
     };
     assert_eq!((text("deck.toml"), text("services/chat.toml")), (good, SERVICE.to_owned()));
     let events = gpudeck("events").expect_success().stdout;
-    assert!(events.contains("deck.toml has a mistake and is left out of the commit"), "{events}");
+    assert!(events.contains("deck.toml is left out of the commit of r3"), "{events}");
     wait_until("what the remote has besides", DEADLINE, || {
         gpudeck("status").stdout.contains("! deck-diverged")
     });

@@ -164,6 +164,15 @@ fn while_logins_are_lost_nothing_is_taken_out_and_afterwards_all_comes_to_rest()
     assert!(counts["completed"] >= 100 && counts["rolled back"] >= 10, "{counts:?}");
 }
 
+/// 504983: two that an aborted rollout had left serving were taken out of the traffic with the end of the next one, blue-green,
+/// below the floor.
+#[test]
+fn seeds_that_failed_once() {
+    for one in [504_983] {
+        seed(one, false, None);
+    }
+}
+
 #[test]
 fn seeds() {
     if let Some(one) = number("GPUDECK_SIM_SEED") {

@@ -45,7 +45,7 @@ impl Routes {
             routes.serving.extend(gateways.beside(&routes.serving));
         }
         // Nothing that is served: the last release's table is the empty one.
-        if routes.serving.is_empty() && !state.releases.keys().any(lives) {
+        if routes.serving.is_empty() {
             routes.serving.extend(of(false).next());
         }
         for gateways in of(false) {

@@ -130,19 +130,6 @@ fn routes(specs: &[&str], live: &[u64]) -> Routes {
     Routes::of(&deck, &state)
 }
 
-/// What is served without a gateway leaves nothing of an earlier release in the one that this had: the ports may be
-/// another service's tomorrow.
-#[test]
-fn a_gateway_is_emptied_also_where_nothing_takes_its_place() {
-    let names = |all: &[Gateways]| all.iter().flat_map(|g| g.places.keys()).count();
-    let left = routes(&["gateway = \"a\"", ""], &[2]);
-    assert_eq!((names(&left.serving), names(&left.leaving)), (0, 1), "{left:?}");
-    let both = routes(&["gateway = \"a\"", ""], &[1, 2]);
-    assert_eq!((names(&both.serving), names(&both.leaving)), (1, 0), "{both:?}");
-    let stopped = routes(&["gateway = \"a\""], &[]);
-    assert_eq!((names(&stopped.serving), names(&stopped.leaving)), (1, 0), "{stopped:?}");
-}
-
 #[test]
 fn what_another_service_fills_by_now_is_not_emptied() {
     let specs =

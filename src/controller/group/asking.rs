@@ -88,6 +88,7 @@ impl Core {
             let ask = Box::new(move |core: &mut Core| {
                 // What people did meanwhile holds: a pause, an abort, a stop, a newer release.
                 if core.is_overtaken(&begin) {
+                    core.group_put_off = None;
                     return core.ask_group_again(token, ASK_AGAIN);
                 }
                 let forward = begin.kind == RolloutKind::Apply;
@@ -129,6 +130,8 @@ impl Core {
     ) {
         let has_begun = matches!(begun, Ok(IntentReply::RolloutBegun { .. }));
         if !has_begun && self.is_overtaken(&begin) {
+            // What was refused before says nothing of what is asked for after it.
+            self.group_put_off = None;
             return self.ask_group_again(token, ASK_AGAIN);
         }
         let answer = match begun {
@@ -140,9 +143,7 @@ impl Core {
             Err(error) => {
                 let hint = error.hint.map(|hint| format!(" → {hint}")).unwrap_or_default();
                 let why = error.message + &hint;
-                if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Conflict)
-                    && self.puts_off(&begin, &why)
-                {
+                if may_pass(error.kind, begin.kind) && self.puts_off(&begin, &why) {
                     return self.ask_group_again(token, ASK_REFUSED_AGAIN);
                 }
                 Answer::Refused { why }
@@ -183,5 +184,15 @@ impl Core {
             tokio::time::sleep(after).await;
             drop(token);
         });
+    }
+}
+
+/// What was refused so may be granted later: people mend files and finish a merge, and on the way back also a replica that
+/// is down, and room.
+fn may_pass(refused: ErrorKind, kind: RolloutKind) -> bool {
+    match refused {
+        ErrorKind::Invalid | ErrorKind::Conflict => true,
+        ErrorKind::Unplaceable | ErrorKind::Outage => kind == RolloutKind::Undo,
+        _ => false,
     }
 }

@@ -67,6 +67,14 @@ impl Core {
         &self,
         service: &ServiceName,
     ) -> Result<(), ApiError> {
+        // It may just be on its way from the queue.
+        if self.state.services.get(service).is_some_and(|s| s.queued.is_some()) {
+            return Err(ApiError {
+                kind: ErrorKind::Conflict,
+                message: format!("a rollout of {service} is queued"),
+                hint: Some(format!("wait for it, or `gpudeck rollout cancel-queued {service}`")),
+            });
+        }
         self.may_begin(service).map_err(|error| {
             if error.kind != ErrorKind::Conflict || !self.is_under_way(service) {
                 return error;

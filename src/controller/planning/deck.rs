@@ -336,7 +336,11 @@ pub fn commit(
 pub(in crate::controller) fn commit_error(error: &RevisionError) -> ApiError {
     ApiError {
         kind: match error {
-            RevisionError::Changed { .. } => ErrorKind::Conflict,
+            RevisionError::Changed { .. }
+            | RevisionError::Moved
+            | RevisionError::Detached
+            | RevisionError::Busy { .. }
+            | RevisionError::Locked { .. } => ErrorKind::Conflict,
             _ => ErrorKind::Internal,
         },
         message: error.to_string(),

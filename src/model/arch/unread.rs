@@ -12,10 +12,10 @@ const MAX_VALUES: usize = 20_000;
 const MOST_EXPERTS: u64 = 1 << 16;
 
 /// What a key with `expert` or `moe` in its name says that is no number of experts.
-const OTHERS: [&str; 21] = [
+const OTHERS: [&str; 23] = [
     "per_tok", "topk", "top_k", "size", "dim", "freq", "interval", "every", "step", "start",
     "coef", "loss", "group", "shared", "hidden", "capacity", "offset", "period", "rank", "bits",
-    "moe_k",
+    "moe_k", "layers", "layer_",
 ];
 
 impl Build<'_> {
@@ -99,7 +99,7 @@ mod tests {
         }
         // What is no number of experts, and what was read as one.
         for more in [
-            r#","num_experts_per_tok":8,"moe_intermediate_size":1408,"moe_layer_freq":2"#,
+            r#","num_experts_per_tok":8,"moe_intermediate_size":1408,"moe_layer_freq":2,"moe_layers":[3,47]"#,
             r#","num_experts":32,"moe_intermediate_size":1408,"num_experts_per_tok":4"#,
         ] {
             assert_eq!(of(more).spread.unwrap().1, dense.spread.unwrap().1, "{more}");

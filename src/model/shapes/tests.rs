@@ -270,4 +270,14 @@ fn keys_and_values_in_the_files_of_layers_that_are_called_recurrent_are_counted(
         "{:?}",
         newer.notes
     );
+    // Linear attention has keys and values, too, and a part that says what it is (MiniMax).
+    let mut lightning = llama("model.");
+    for layer in 0..3 {
+        lightning
+            .push((format!("model.layers.{layer}.self_attn.output_gate.weight"), vec![64, 64]));
+    }
+    let (all, config) = (stored(&lightning), config("mamba"));
+    let there = files(&[("/m/config.json", config.as_bytes()), ("/m/model.safetensors", &all)]);
+    let linear = inspect(&there, "/m").unwrap();
+    assert!(matches!(linear.caches[0].keeps, Keeps::State { .. }), "{linear:?}");
 }

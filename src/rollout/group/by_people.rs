@@ -87,11 +87,12 @@ pub(super) fn back_of(
     }
 }
 
-/// An undo of this release has begun.
+/// An undo of this release has begun, and has not come to nothing.
 fn is_undone_from(state: &ServiceState, release: ReleaseNumber, since: Timestamp) -> bool {
     state
         .rollout
         .as_ref()
+        .filter(|r| matches!(r.outcome, None | Some(Outcome::Completed)))
         .is_some_and(|r| r.kind == RolloutKind::Undo && r.began >= since && r.from == Some(release))
 }
 
