@@ -39,24 +39,35 @@ pub fn lines(text: &str, width: usize, hang: usize) -> Vec<String> {
     for paragraph in text.lines() {
         let body = paragraph.trim_start_matches(' ');
         let indent = paragraph.len() - body.len();
-        let room = width.saturating_sub(hang.max(indent)).max(1);
+        // Of a line that goes on.
+        let room = width.saturating_sub(hang).max(1);
         let mut line = " ".repeat(indent);
         let (mut used, mut is_bare) = (indent, true);
-        for word in body.split(' ').flat_map(|word| pieces(word, room, 0)) {
-            let long = word.width();
-            if !is_bare && used + 1 + long > width {
-                let whole = std::mem::replace(&mut line, " ".repeat(hang));
-                out.push(whole.trim_end().to_owned());
-                (used, is_bare) = (hang, true);
+        for word in body.split(' ') {
+            let parts = if is_bare {
+                pieces(word, width.saturating_sub(used).max(1), hang.saturating_sub(used))
+            } else if used + 1 + word.width() <= width {
+                vec![word]
+            } else {
+                pieces(word, room, 0)
+            };
+            for (n, part) in parts.into_iter().enumerate() {
+                let long = part.width();
+                // Two parts of a word never stand side by side.
+                if n > 0 || (!is_bare && used + 1 + long > width) {
+                    let whole = std::mem::replace(&mut line, " ".repeat(hang));
+                    out.push(whole.trim_end().to_owned());
+                    (used, is_bare) = (hang, true);
+                }
+                if !is_bare {
+                    line.push(' ');
+                    used += 1;
+                }
+                line.push_str(part);
+                used += long;
+                // Blanks at the break are not carried over.
+                is_bare &= part.is_empty();
             }
-            if !is_bare {
-                line.push(' ');
-                used += 1;
-            }
-            line.push_str(word);
-            used += long;
-            // Blanks at the break are not carried over.
-            is_bare &= word.is_empty();
         }
         out.push(line.trim_end().to_owned());
     }
@@ -127,6 +138,19 @@ mod tests {
         assert_eq!(lines("one\n\ntwo", 10, 0), ["one", "", "two"]);
         assert_eq!(lines("", 10, 2), Vec::<String>::new());
         assert_eq!(lines("    deep enough", 10, 2), ["    deep", "  enough"]);
+    }
+
+    #[test]
+    fn the_parts_of_a_long_word_make_the_word() {
+        for long in 70..=170 {
+            let word = "a".repeat(long);
+            let told = lines(&word, 80, 6);
+            let parts: String = told.iter().map(|line| line.trim_start()).collect();
+            assert_eq!(parts, word, "{told:?}");
+            assert!(told.iter().all(|line| line.width() <= 80), "{told:?}");
+            assert_eq!(told.len() == 1, long <= 80, "{told:?}");
+        }
+        assert_eq!(lines("abcdefghij k", 8, 4), ["abcdefgh", "    ij k"]);
     }
 
     #[test]

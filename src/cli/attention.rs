@@ -38,10 +38,13 @@ fn needs_a_person(rollout: &Rollout) -> bool {
         })
 }
 
-/// That the last rollout came to nothing, and there was nothing to go back to.
+/// That the last rollout came to nothing by itself, and there was nothing to go back to. Who aborted it knows.
 pub fn first_failed(view: &ServiceView) -> Option<String> {
     let rollout = view.rollout.as_ref().filter(|_| view.stable.is_none())?;
-    let outcome = rollout.outcome.as_ref().filter(|o| **o != Outcome::Completed)?;
+    let outcome = rollout.outcome.as_ref()?;
+    if matches!(outcome, Outcome::Completed | Outcome::Aborted { .. }) {
+        return None;
+    }
     // Who stopped it since then knows.
     if view.history.iter().any(|r| r.stop.as_ref().is_some_and(|stop| stop.at >= rollout.began)) {
         return None;
@@ -98,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_rollout_that_failed_is_told_until_the_service_is_stopped() {
+    fn a_first_rollout_that_failed_is_told_and_one_that_somebody_ended_is_not() {
         let mut view = rolling();
         view.stable = None;
         view.history.iter_mut().for_each(|release| release.stop = None);
@@ -110,6 +113,10 @@ mod tests {
             lines.iter().any(|l| l.contains("failed: exit code 1; nothing is served")),
             "{lines:?}"
         );
+        let mut aborted = view.clone();
+        aborted.rollout.as_mut().unwrap().outcome =
+            Some(Outcome::Aborted { why: "ada".to_owned() });
+        assert_eq!(first_failed(&aborted), None);
         let release = view.history.first_mut().unwrap();
         release.stop = Some(crate::api::Stop {
             release: release.number,

@@ -118,7 +118,8 @@ fn short(rows: &[Row], clock: &mut page::Clock) -> Vec<String> {
         cells
     };
     let table: Vec<Vec<String>> = rows.iter().zip(&told).map(cells).collect();
-    let fit = table::Fit { without_empty: true, ..table::Fit::default() };
+    // Of an empty trail the headings are left.
+    let fit = table::Fit { without_empty: !rows.is_empty(), ..table::Fit::default() };
     let headings = HEADINGS.get(..8).unwrap_or(&HEADINGS);
     let laid = columns::laid(headings, &table, Some(BOUNDLESS), fit);
     let mut laid = laid.into_iter();
@@ -190,5 +191,12 @@ mod tests {
             ]
         );
         assert_eq!(rows[0].whole().len(), HEADINGS.len());
+    }
+
+    #[test]
+    fn of_an_empty_trail_the_headings_are_told() {
+        let mut clock = page::Clock::in_zone(jiff::tz::TimeZone::UTC);
+        let told = short(&[], &mut clock);
+        assert_eq!(told, ["LINE  WHEN  WHO  FROM  WHAT  SERVICE  TARGET  RESULT"]);
     }
 }

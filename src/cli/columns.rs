@@ -106,7 +106,9 @@ fn narrow(headings: &[String], rows: &[Vec<String>], width: usize) -> Vec<String
         }
         let (note, others) = row.split_last().map_or(("", row.as_slice()), |(n, o)| (n, o));
         out.extend(wrap::lines(&line(others, &widths), width, BELOW));
-        out.extend(wrap::lines(&format!("{}{note}", " ".repeat(BELOW)), width, BELOW));
+        if !note.is_empty() {
+            out.extend(wrap::lines(&format!("{}{note}", " ".repeat(BELOW)), width, BELOW));
+        }
     }
     out
 }
@@ -138,6 +140,14 @@ mod tests {
         assert_eq!(lines[0], "HOST   STATE");
         assert_eq!(lines[1..4], below);
         assert_eq!(lines[4], "gpu-2  up     old");
+    }
+
+    #[test]
+    fn nothing_stands_below_a_row_without_a_note() {
+        let rows = rows(&[&["a-long-name", "serving", ""], &["b", "up", ""]]);
+        let lines = laid(&["SERVICE", "STATE", ""], &rows, Some(14), Fit::default());
+        assert!(lines.iter().all(|line| !line.is_empty()), "{lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some("    up"));
     }
 
     #[test]

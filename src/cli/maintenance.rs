@@ -40,7 +40,7 @@ pub async fn cordon(args: &Args, text: &str, reason: Option<&str>) -> Result<Suc
     told(args, &reply, &words)?;
     if let (IntentReply::CordonedBut { comes }, Output::Text) = (&reply, args.output) {
         for comes in comes {
-            table::out(&format!(
+            table::say(&format!(
                 "▲ planned before, and still to come there: {comes}; `gpudeck rollout pause` holds it, `abort` takes it back"
             ))?;
         }

@@ -6,8 +6,8 @@ use super::exit::{Failure, Success};
 use super::wait::{Awaited, wait};
 use super::{apply, maintenance, show, steering, table};
 use crate::api::{
-    Client, Door, GroupSteer, Intent, IntentReply, ROLLOUT_CHANGED, SeenRollout, ServiceName,
-    ServiceView, text,
+    Client, Door, GroupSteer, Intent, IntentReply, ROLLOUT_CHANGED, Rollout, SeenRollout,
+    ServiceName, ServiceView, text,
 };
 
 /// Watches or steers a rollout.
@@ -37,6 +37,7 @@ pub async fn run(args: &Args, command: &RolloutCommand) -> Result<Success, Failu
                 && step >= rollout.step
             {
                 agree_to(&steering::promote(view, rollout, *all, step)).await?;
+                still_as_shown(&client, service, rollout).await?;
             }
             Intent::Promote { service: service.clone(), all: *all, step, reason: reason.clone() }
         }
@@ -102,6 +103,21 @@ async fn abort(
             ended => return ended,
         }
     }
+}
+
+/// That the rollout under way is where it was when it was shown: what was agreed to is meant for no other.
+async fn still_as_shown(
+    client: &Client,
+    service: &ServiceName,
+    shown: &Rollout,
+) -> Result<(), Failure> {
+    let view = client.snapshot().await?.services.remove(service);
+    let present = view.as_ref().and_then(steering::under_way);
+    if present.is_some_and(|present| present.to == shown.to && present.step == shown.step) {
+        return Ok(());
+    }
+    let hint = format!("nothing was done; look again: `gpudeck rollout status {service}`");
+    Err(Failure::other(ROLLOUT_CHANGED).code(5).with_hint(hint))
 }
 
 /// Says what is about to be done, and asks.
@@ -182,7 +198,7 @@ pub async fn stop(
         let Some(view) = snapshot.services.get(service) else {
             return Err(show::no_such_service(&client, service).await);
         };
-        let words = steering::stop(view);
+        let words = steering::stop(view, snapshot.deck.group.as_deref());
         if !words.is_empty() {
             agree_to(&words).await?;
         }

@@ -254,18 +254,27 @@ fn troubles(snapshot: &Snapshot, view: &ServiceView) -> Vec<String> {
         format!("{words} → `gpudeck drain {host}` moves away what runs there")
     });
     let unseen = snapshot.unseen(view, now());
-    // The deck's lines above tell all of it.
-    let told = |c: &DeckCondition| c.kind == DeckConditionKind::Restarting;
-    let told = snapshot.deck.conditions.iter().any(told);
-    let is_told = |trouble: &str| told && trouble.starts_with("restarting: ");
+    // The deck's lines above tell all of it, unless there is too much of it.
+    let told = |trouble: &str| {
+        snapshot.deck.conditions.iter().any(|condition| told_by(condition, &view.name, trouble))
+    };
     let trouble = view.trouble.clone().map(|trouble| {
-        if is_told(&trouble) {
+        if told(&trouble) {
             "it restarts again and again, as told above".to_owned()
         } else {
             trouble
         }
     });
     trouble.into_iter().chain(unseen).chain(lost).chain(tried).collect()
+}
+
+/// Whether a state of the deck tells all that is told of a service which is restarted again and again, and what to do.
+fn told_by(condition: &DeckCondition, name: &ServiceName, trouble: &str) -> bool {
+    let Some(words) = trouble.strip_prefix("restarting: ") else { return false };
+    let (words, hint) = words.split_once(" → ").unwrap_or((words, ""));
+    condition.kind == DeckConditionKind::Restarting
+        && condition.text.contains(&format!("{name}: {words}"))
+        && condition.hint.as_deref().unwrap_or_default() == hint
 }
 
 fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
@@ -334,7 +343,7 @@ fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
                 vec![
                     rank.rank.to_string(),
                     r.release().to_string(),
-                    phase(r),
+                    phase(r).to_owned(),
                     rank.host.to_string(),
                     rank.devices.len().to_string(),
                     rank.port.to_string(),
@@ -342,7 +351,7 @@ fn one_service(snapshot: &Snapshot, view: &ServiceView) -> Result<(), Failure> {
                         Some(to_be) => format!("{} → {to_be} %", r.weight_percent),
                         None => format!("{} %", r.weight_percent),
                     },
-                    r.trouble.clone().unwrap_or_default(),
+                    replica_trouble(r),
                 ]
             })
         })
@@ -453,20 +462,35 @@ pub fn held(service: &ServiceName, rollout: &Rollout) -> Option<String> {
     })
 }
 
-fn phase(replica: &ReplicaView) -> String {
+/// Its phase in a word or two.
+fn phase(replica: &ReplicaView) -> &'static str {
     match &replica.phase {
         // It has loaded long ago.
-        Phase::Loading if replica.silent => "no token".to_owned(),
-        Phase::Pending { .. } => "pending".to_owned(),
-        Phase::Starting => "starting".to_owned(),
-        Phase::Waiting { why, .. } => format!("waiting: {why}"),
-        Phase::Loading => "loading".to_owned(),
-        Phase::Ready => "ready".to_owned(),
-        Phase::Draining { .. } => "draining".to_owned(),
-        Phase::Stopping => "stopping".to_owned(),
-        Phase::Stopped => "stopped".to_owned(),
-        Phase::Failed { cause } => format!("failed: {cause}"),
+        Phase::Loading if replica.silent => "no token",
+        Phase::Pending { .. } => "pending",
+        Phase::Starting => "starting",
+        Phase::Waiting { .. } => "waiting",
+        Phase::Loading => "loading",
+        Phase::Ready => "ready",
+        Phase::Draining { .. } => "draining",
+        Phase::Stopping => "stopping",
+        Phase::Stopped => "stopped",
+        Phase::Failed { .. } => "failed",
     }
+}
+
+/// What it waits for or why it failed, and what else is wrong with it.
+fn replica_trouble(replica: &ReplicaView) -> String {
+    let why: &str = match &replica.phase {
+        Phase::Waiting { why, .. } => why,
+        Phase::Failed { cause } => cause,
+        _ => "",
+    };
+    let trouble = replica.trouble.as_deref().unwrap_or_default();
+    if why.is_empty() || trouble.contains(why) {
+        return trouble.to_owned();
+    }
+    if trouble.is_empty() { why.to_owned() } else { format!("{why}; {trouble}") }
 }
 
 fn number(value: Option<f64>) -> String {
@@ -495,6 +519,36 @@ mod tests {
         let words = told(&rollout);
         assert!(words.starts_with("paused by ann since 1970-"), "{words}");
         assert!(words.contains(": wait for ops; `gpudeck rollout resume chat`"), "{words}");
+    }
+
+    #[test]
+    fn why_a_replica_failed_stands_in_the_last_column() {
+        let mut services = crate::tui::fixture::rich().services.into_values();
+        let mut replica = services.find_map(|service| service.replicas.into_iter().next()).unwrap();
+        replica.phase = Phase::Failed { cause: "exit code 1".to_owned() };
+        replica.trouble = None;
+        assert_eq!(phase(&replica), "failed");
+        assert_eq!(replica_trouble(&replica), "exit code 1");
+        replica.trouble = Some("rank 0: exit code 1".to_owned());
+        assert_eq!(replica_trouble(&replica), "rank 0: exit code 1");
+        replica.trouble = Some("slow".to_owned());
+        assert_eq!(replica_trouble(&replica), "exit code 1; slow");
+    }
+
+    #[test]
+    fn a_trouble_is_told_whole_where_the_deck_does_not_tell_all_of_it() {
+        let condition = DeckCondition {
+            kind: DeckConditionKind::Restarting,
+            since: crate::tui::fixture::NOW,
+            text: "chat: 1 failed; it is started again; code: 2 fail".to_owned(),
+            hint: Some("look at chat".to_owned()),
+        };
+        let told = |name: &str, trouble: &str| {
+            told_by(&condition, &name.parse().unwrap(), &format!("restarting: {trouble}"))
+        };
+        assert!(told("chat", "1 failed; it is started again → look at chat"));
+        assert!(!told("chat", "1 failed; it is started again → look at code"), "another hint");
+        assert!(!told("code", "2 failed; it is started again → look at chat"), "it is cut");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What it means to promote, abort or stop something, in words: what a person reads before saying yes.
 
-use crate::api::{Condition, Group, GroupState, Phase, Rollout, ServiceView};
+use crate::api::{Condition, Group, GroupState, Phase, Rollout, ServiceName, ServiceView};
 
 use super::show::step_words;
 
@@ -9,14 +9,18 @@ pub fn under_way(view: &ServiceView) -> Option<&Rollout> {
     view.rollout.as_ref().filter(|rollout| rollout.outcome.is_none())
 }
 
-/// What a stop does; nothing where nothing runs, or where another controller runs it: that is refused whatever the answer
-/// is.
-pub fn stop(view: &ServiceView) -> Vec<String> {
+/// What a stop does; nothing where nothing runs and none of several services waits for its turn, or where another
+/// controller runs it: that is refused whatever the answer is.
+pub fn stop(view: &ServiceView, group: Option<&Group>) -> Vec<String> {
     let name = &view.name;
     let running = view.replicas.iter().filter(|r| r.phase != Phase::Stopped).count();
     let rollout = under_way(view);
-    if view.condition == Condition::Elsewhere || (running == 0 && rollout.is_none()) {
+    if view.condition == Condition::Elsewhere {
         return Vec::new();
+    }
+    let left_out = group.and_then(|group| left_out(group, name));
+    if running == 0 && rollout.is_none() {
+        return left_out.into_iter().collect();
     }
     let all = match running {
         1 => format!("the only replica of {name} is"),
@@ -31,8 +35,22 @@ pub fn stop(view: &ServiceView) -> Vec<String> {
     }];
     words.extend(rollout.map(|r| format!("The rollout to {} ends with it.", r.to)));
     words.extend(withdrawn(view));
+    words.extend(left_out);
     words.push("Nothing serves it afterwards, until it is applied again.".to_owned());
     words
+}
+
+/// What a stop means for services that are rolled out together, of which this one waits for its turn.
+fn left_out(group: &Group, service: &ServiceName) -> Option<String> {
+    let waits = |state: &GroupState| matches!(state, GroupState::Waiting);
+    let is_one = group.services.iter().any(|e| e.service == *service && waits(&e.state));
+    if group.ended.is_some() || !is_one {
+        return None;
+    }
+    let others = if group.atomic { "; the others are taken back" } else { "" };
+    Some(format!(
+        "{service} is not begun yet; it is left out of the services that are rolled out together{others}."
+    ))
 }
 
 /// What a promotion does: of everything that is left, or of the step with this index.
@@ -47,7 +65,7 @@ pub fn promote(view: &ServiceView, rollout: &Rollout, all: bool, step: usize) ->
         } else {
             format!("Skips all that is left, gates and analyses too: {}.", left.join(", "))
         });
-        words.push("Every replica is replaced, one after the other.".to_owned());
+        words.push("Every replica is replaced.".to_owned());
     } else {
         words.push(format!("Passes {}.", step_words(&view.steps, step)));
     }
@@ -121,16 +139,38 @@ mod tests {
     fn a_stop_says_how_many_and_that_it_is_an_outage() {
         let mut view = calm().services.into_values().find(|s| s.ready > 1).unwrap();
         let n = view.replicas.len();
-        let words = stop(&view);
+        let words = stop(&view, None);
         let begin = format!("▲ OUTAGE: all {n} replicas of {} are drained", view.name);
         assert!(words[0].starts_with(&begin), "{words:?}");
         view.ready = 0;
-        assert!(!stop(&view)[0].contains("OUTAGE"), "nothing is lost by it");
+        assert!(!stop(&view, None)[0].contains("OUTAGE"), "nothing is lost by it");
         view.condition = Condition::Elsewhere;
-        assert_eq!(stop(&view), Vec::<String>::new());
+        assert_eq!(stop(&view, None), Vec::<String>::new());
         (view.condition, view.rollout) = (Condition::Stopped, None);
         view.replicas.clear();
-        assert_eq!(stop(&view), Vec::<String>::new());
+        assert_eq!(stop(&view, None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_stop_of_one_that_waits_for_its_turn_says_what_becomes_of_the_others() {
+        let mut view = calm().services.into_values().next().unwrap();
+        (view.condition, view.rollout) = (Condition::Stopped, None);
+        view.replicas.clear();
+        let mut group: Group = serde_json::from_value(serde_json::json!({
+            "services": [
+                { "service": view.name, "after": [], "state": { "state": "waiting" }, "since": 0 },
+            ],
+            "atomic": false, "by": "ada", "reason": null, "accept_outage": false, "began": 0,
+            "ended": null,
+        }))
+        .unwrap();
+        let words = stop(&view, Some(&group));
+        assert!(words[0].ends_with("rolled out together."), "{words:?}");
+        group.atomic = true;
+        let words = stop(&view, Some(&group));
+        assert!(words[0].ends_with("together; the others are taken back."), "{words:?}");
+        group.ended = Some(crate::api::Timestamp(1));
+        assert_eq!(stop(&view, Some(&group)), Vec::<String>::new());
     }
 
     #[test]

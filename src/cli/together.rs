@@ -76,7 +76,7 @@ pub fn print(group: &Group) -> Result<(), Failure> {
     }
     if let Some(ended) = &group.ended {
         let words = format!("several services, as {} asked: over since {ended}", group.by);
-        table::out(&clean(&words, 300))?;
+        table::say(&clean(&words, 300))?;
     }
     if let Some(words) = group.abort_words() {
         table::say(&clean(&words, 300))?;

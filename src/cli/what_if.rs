@@ -117,9 +117,9 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
     place::print_replicas(&shown)?;
     place::print_moves(&view.answer)?;
     if let Some(away) = place::away(&view.world) {
-        table::out(&away)?;
+        table::say(&away)?;
     }
-    place::unread(&view.world).iter().try_for_each(|line| table::out(line))?;
+    place::unread(&view.world).iter().try_for_each(|line| table::say(line))?;
     if question.explain {
         place::print_rejected(&view.answer)?;
     }

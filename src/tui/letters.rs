@@ -50,10 +50,15 @@ impl Letters {
             let idle =
                 self.0.iter().filter(|(other, at)| !needed.contains(*other) && **at < LETTERS);
             let idle = idle.map(|(other, at)| (other.clone(), *at)).next();
-            let place = idle.map_or(place, |(other, at)| {
-                self.0.remove(&other);
-                at
-            });
+            let place = match idle {
+                Some((other, at)) => {
+                    self.0.remove(&other);
+                    at
+                }
+                // There is no better one.
+                None if self.0.contains_key(name) => continue,
+                None => place,
+            };
             self.0.entry(name.clone()).and_modify(|at| *at = place).or_insert(place);
         }
         for name in snapshot.services.keys() {
@@ -123,6 +128,17 @@ mod tests {
         assert_eq!(of(&letters, "ask"), Some('c'));
         letters.settle(&deck(&named(&["code"])));
         assert_eq!(of(&letters, "code"), Some('b'));
+    }
+
+    #[test]
+    fn where_there_are_too_few_letters_everybody_keeps_the_place_all_the_same() {
+        let services: Vec<(String, bool)> =
+            (0..54).map(|n| (format!("serves{n:02}"), true)).collect();
+        let mut letters = Letters::default();
+        letters.settle(&deck(&services));
+        let before = letters.0.clone();
+        letters.settle(&deck(&services));
+        assert_eq!(letters.0, before);
     }
 
     #[test]

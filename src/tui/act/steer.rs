@@ -144,7 +144,7 @@ pub(super) fn on_service(
             let mut words = if all {
                 vec![
                     "All remaining steps and gates are skipped:".to_owned(),
-                    "every replica is replaced, one after the other.".to_owned(),
+                    "every replica is replaced.".to_owned(),
                 ]
             } else {
                 vec![format!("Passes: {}", step_title(&view))]
