@@ -285,7 +285,7 @@ fn a_release_that_never_began_is_noted_and_the_next_one_works() {
     let releases = person.deck().join(".git/refs/gpudeck/releases");
     std::fs::write(releases.join("r2.lock"), "").unwrap();
     let refused = gpudeck("apply chat --accept-outage");
-    assert_eq!(refused.code(), Some(1), "{refused:#?}");
+    assert_eq!(refused.code(), Some(5), "{refused:#?}");
     std::fs::remove_file(releases.join("r2.lock")).unwrap();
     let never = |entry: &Value| {
         let why = entry["outcome"]["failed"]["why"].as_str().unwrap_or_default();

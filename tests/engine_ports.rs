@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use common::{Gpudeck, Traces};
@@ -39,14 +39,6 @@ fn apply(person: &Gpudeck) -> common::Finished {
     person.run(["apply", "chat", "--yes", "--wait", "--timeout", "60s"], DEADLINE)
 }
 
-/// A socket that has the port and does not listen.
-fn bound(port: u16) -> std::os::fd::OwnedFd {
-    use rustix::net::{AddressFamily, SocketType, bind, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).unwrap();
-    socket
-}
-
 fn end(person: &Gpudeck) {
     person.run(["stop", "chat", "--yes"], DEADLINE).expect_success();
     person.run(["controller", "stop"], DEADLINE).expect_success();
@@ -77,7 +69,7 @@ fn a_port_at_which_something_else_listens_is_given_to_no_engine() {
 fn a_port_that_is_taken_after_the_plan_is_left_out_the_next_time() {
     let (person, _traces, first) = begin("");
     // It stands in no table of the kernel until somebody listens there: a plan cannot know of it.
-    let foreign = bound(first);
+    let foreign = common::bound(first);
     let refused = apply(&person);
     assert_ne!(refused.code(), Some(0), "{refused:#?}");
     assert!(format!("{refused:?}").contains("in use"), "{refused:#?}");

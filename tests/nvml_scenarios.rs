@@ -601,8 +601,8 @@ fn a_driver_that_hangs_is_told_though_nobody_asks() {
         _ => None,
     });
     // Within 3 seconds: one until the next look, two for it; and a busy machine.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!((1_800..5_000).contains(&for_ms), "told after {for_ms} ms");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!((1_800..8_000).contains(&for_ms), "told after {for_ms} ms");
     follower.until_ended(child[0]);
 }
 

@@ -46,7 +46,8 @@ fn containers_where_no_engine_is() {
 #[test]
 fn a_port_in_use() {
     let deck = Deck::new();
-    let taken = TcpListener::bind(("0.0.0.0", deck.port)).unwrap();
+    // Bound, and nobody listens: no table of the kernel names it, so that the plan cannot know of it.
+    let taken = crate::common::bound(deck.port);
     deck.write(
         "services/chat.toml",
         &format!("{COMMAND}[rollout]\nhealthy_deadline = \"8s\"\nprogress_deadline = \"20s\"\n"),

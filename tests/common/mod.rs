@@ -28,6 +28,16 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A socket that has the port and does not listen.
+pub fn bound(port: u16) -> std::os::fd::OwnedFd {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use rustix::net::{AddressFamily, SocketType, bind, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    socket
+}
+
 /// The first of fifty TCP ports for engines on this machine's loopback. They lie outside of the range from which
 /// the kernel takes the near ends of connections (32768 to 60999): a port in that one is taken by whatever
 /// connection comes along, and for a minute after its end.

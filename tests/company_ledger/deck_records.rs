@@ -33,6 +33,11 @@ fn group_again(person: &Gpudeck) -> Value {
     // By the time of its beginning a group knows which rollouts are its own.
     event["group"]["began"] = now().into();
     event["group"]["accept_outage"] = true.into();
+    for entry in event["group"]["services"].as_array_mut().unwrap() {
+        entry["since"] = now().into();
+        // Of specs that are not those of then: as records were before they had the digests.
+        entry.as_object_mut().unwrap().retain(|key, _| key != "digest" && key != "accept_outage");
+    }
     event
 }
 

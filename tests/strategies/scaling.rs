@@ -45,7 +45,10 @@ fn another_number_of_replicas_restarts_no_engine() {
     let warnings = plan["warnings"].to_string();
     assert!(!warnings.contains("started anew"), "{warnings}");
     let told = fleet.expect(&["plan", "code"], 2).stdout;
-    assert!(told.contains("runs on as r1-0") && told.contains("replica 2 on gpu-1"), "{told}");
+    assert!(
+        told.contains("runs on as r1-0") && told.contains("code/2/0  gpu-1  GPU 4-5"),
+        "{told}"
+    );
     fleet.apply("code", &[]);
     fleet.settle(6);
     let three = pids(&fleet);
