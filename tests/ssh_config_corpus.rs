@@ -106,6 +106,8 @@ fn every_key_we_print_is_what_ssh_prints() {
     let dir = tempfile::tempdir().unwrap();
     let dir_text = dir.path().display().to_string();
     // Includes must be nobody else's to write.
+    // Of two bytes, which `?` matches one at a time.
+    fs::write(dir.path().join("k\u{e4}.cls"), "IdentityFile /umlaut\n").unwrap();
     for entry in fs::read_dir(corpus.join("include")).unwrap() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap().replace("@DIR@", &dir_text);
