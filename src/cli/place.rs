@@ -252,6 +252,17 @@ mod tests {
     use super::*;
 
     /// A replica that is stopped is seen, and where all came from.
+    fn solved(world: &WorldFile) -> Answer {
+        let mut control = Control {
+            used: &mut || 0.0,
+            first: &mut || (),
+            max_steps: 100,
+            explain: false,
+            helpers: None,
+        };
+        solve(world, &mut control).unwrap()
+    }
+
     #[test]
     fn what_leaves_says_from_where_and_whether_it_stops() {
         let world = r#"{"hosts": [{"name": "a", "gpus": [{"index": 0, "memory_total": "80GiB"}]},
@@ -261,14 +272,7 @@ mod tests {
             "placements": [{"service": "low", "replica": 0, "ranks": [{"host": "a", "gpus": [0]}]},
                 {"service": "high", "replica": 0, "ranks": [{"host": "b", "gpus": [0]}]}]}"#;
         let world = read(world, "world").unwrap();
-        let mut control = Control {
-            used: &mut || 0.0,
-            first: &mut || (),
-            max_steps: 100,
-            explain: false,
-            helpers: None,
-        };
-        let answer = solve(&world, &mut control).unwrap();
+        let answer = solved(&world);
         let lines: Vec<String> = answer.moves.iter().map(|m| one_move(&answer, m)).collect();
         assert_eq!(lines, ["low/0: a [0] → STOPS", "high/0: b [0] → a [0]"]);
         assert_eq!(away(&world).as_deref(), Some("! not there: b"));
@@ -294,14 +298,7 @@ mod tests {
                 {"index": 1, "memory_total": "80GiB"}]}],
             "services": [{"name": "chat", "replicas": 2, "shapes": [{}]}]}"#;
         let world = read(world, "world").unwrap();
-        let mut control = Control {
-            used: &mut || 0.0,
-            first: &mut || (),
-            max_steps: 100,
-            explain: false,
-            helpers: None,
-        };
-        let mut service = solve(&world, &mut control).unwrap().services.remove(0);
+        let mut service = solved(&world).services.remove(0);
         let said = |text: &str| text.to_owned();
         service.replicas[0].reasons = vec![said("within one island"), said("runs here")];
         service.replicas[1].reasons = vec![said("within one island")];

@@ -57,7 +57,7 @@ fn box_of(name: &str, count: u32, island: u32) -> HostCapacity {
     host(name, gpus)
 }
 
-fn need(tensor: u32, gib: u64) -> ShapeNeed {
+pub(super) fn need(tensor: u32, gib: u64) -> ShapeNeed {
     let one = NonZeroU32::MIN;
     ShapeNeed {
         shape: ParallelShape { tensor: NonZeroU32::new(tensor).unwrap(), pipeline: one, data: one },
@@ -65,7 +65,7 @@ fn need(tensor: u32, gib: u64) -> ShapeNeed {
     }
 }
 
-fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
+pub(super) fn demand(replicas: u32, shapes: Vec<ShapeNeed>) -> Demand {
     Demand {
         service: "chat".parse().unwrap(),
         replicas,

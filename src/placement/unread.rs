@@ -66,10 +66,10 @@ mod tests {
 
     use super::*;
     use crate::base::{Bytes, ReleaseNumber};
-    use crate::placement::demand::ShapeNeed;
+    use crate::placement::tests;
     use crate::placement::translate::{Present, Wanted, world_file};
     use crate::placement::what_if::{WhatIf, answer};
-    use crate::spec::{DeviceKind, ParallelShape, PlacementSpec};
+    use crate::spec::ParallelShape;
 
     fn host(name: &str) -> HostCapacity {
         let none = BTreeMap::new();
@@ -89,25 +89,7 @@ mod tests {
     }
 
     fn demand(reuse: Vec<Reuse>) -> Demand {
-        let shape = ParallelShape::of_tensor(1);
-        Demand {
-            service: "chat".parse().unwrap(),
-            replicas: 2,
-            indexes: Vec::new(),
-            shapes: vec![ShapeNeed { shape, memory_per_device: Bytes::gib(70) }],
-            refused_shapes: Vec::new(),
-            device: DeviceKind::Gpu,
-            memory_share: None,
-            within_share: false,
-            refused_on: BTreeSet::default(),
-            whole_gpus: None,
-            placement: PlacementSpec::default(),
-            reuse,
-            staying: Vec::new(),
-            weights: Bytes::ZERO,
-            weights_on: Vec::new(),
-            lacking: BTreeMap::new(),
-        }
+        Demand { reuse, ..tests::demand(2, vec![tests::need(1, 70)]) }
     }
 
     #[test]
