@@ -181,13 +181,14 @@ class World:
                 and all(len(x["gpus"]) % shape["tensor"] == 0 for x in r["ranks"])
                 and all(self.link(g) <= self.worst_link(service) for g in self.groups(r["ranks"], shape["tensor"])))
 
-    def islands(self):
-        """GPUs that new ranks may use, by island; one without links is alone."""
+    def pools(self):
+        """GPUs that new ranks may use, by island; those of a host in no island together, a MIG instance alone."""
         out = {}
         for (host, index), gpu in self.gpus.items():
             if (host, index) not in self.blocked:
-                island = gpu.get("island") if not gpu.get("mig") else None
-                out.setdefault((host, island, None if island is not None else index), set()).add((host, index))
+                alone = index if gpu.get("mig") else None
+                island = gpu.get("island") if alone is None else None
+                out.setdefault((host, island, alone), set()).add((host, index))
         return out
 
 
@@ -255,7 +256,7 @@ def check(world, answer):
             free_of |= keys
         elif r["can_stay"]:
             in_place += r["ranks_count"]
-    hole = max([len(keys - free_of) for keys in w.islands().values()] or [0])
+    hole = max([len(keys - free_of) for keys in w.pools().values()] or [0])
     levels = {
         "domains": sum(factor * max(0, n - w.quota[s, kind])
                        for (s, kind, factor), counts in crowded.items() for n in counts.values())

@@ -41,8 +41,8 @@ class Farm:
         self.names = sorted(w.hosts)
         at = {name: n for n, name in enumerate(self.names)}
         self.islands = [[] for _ in self.names]
-        for (host, _, alone), keys in w.islands().items():
-            assert alone is None
+        for (host, island, _), keys in w.pools().items():
+            assert island is not None
             self.islands[at[host]].append(len(keys))
         self.room = numpy.array([sum(i) for i in self.islands])
         racks = numpy.array([int(w.rack(name)[1:]) for name in self.names])

@@ -14,8 +14,8 @@ def cells_of(w):
     for (host, index), gpu in w.gpus.items():
         if (host, index) in w.blocked:
             continue
-        island = gpu.get("island") if not gpu.get("mig") else None
-        alone = index if island is None else None
+        alone = index if gpu.get("mig") else None
+        island = gpu.get("island") if alone is None else None
         suits = tuple(w.suits(s, x, (host, index)) for s in w.services.values() for x in s["shapes"])
         tight = tuple(w.tight(s, x, (host, index)) for s in w.services.values() for x in s["shapes"])
         key = island, alone, gpu.get("pcie_switch"), gpu.get("numa"), w.model((host, index)), suits, tight
@@ -172,7 +172,7 @@ def solve(world, limit=60.0, workers=2, log=None):
     moves = sum(r["ranks_count"] * (1 - stays.get(id(r), 0)) for r in w.running)
     hole = m.new_int_var(0, 64, "hole")
     chosen = []
-    for (h, island, alone), keys in w.islands().items():
+    for (h, _, _), keys in w.pools().items():
         b = m.new_bool_var("")
         chosen.append(b)
         inside = [c for c, cell in enumerate(cells[h]) if cell[0] in keys]

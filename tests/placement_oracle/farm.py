@@ -54,8 +54,8 @@ def take(m, use, link, rooms, mine, t, each, x):
 def goals_of(w, m):
     """Adds the farm to a model; the terms of each level."""
     rooms, islands = {}, {}
-    for (h, island, alone), keys in w.islands().items():
-        assert alone is None
+    for (h, island, _), keys in w.pools().items():
+        assert island is not None
         rooms[h, island] = len(keys)
         islands.setdefault(h, []).append((h, island))
     use = {key: [] for key in rooms}

@@ -34,7 +34,7 @@ pub struct Answer {
     pub moves: Vec<Move>,
     /// What must be copied where.
     pub copies: Vec<Copy>,
-    /// The largest gang that could still be placed within one `NVLink` island.
+    /// The largest gang that could still be placed, within one `NVLink` island or on GPUs of a host that are in none.
     pub largest_gang: u64,
     /// How it was found.
     pub search: Search,
@@ -297,7 +297,7 @@ fn levels(p: &Problem<'_>, score: &Score, bounds: &Score) -> Vec<Level> {
         ("weights", "bytes to copy", "min", now.bytes, bound.bytes),
         (
             "fragmentation",
-            "GPUs of the largest free island",
+            "GPUs of the largest gang that still fits",
             "max",
             64 - now.closed,
             64 - bound.closed,

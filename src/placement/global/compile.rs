@@ -239,17 +239,19 @@ pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
     problem
 }
 
-/// What joins the GPUs of each cell, and how many they are.
-type Pattern = Vec<(Joined, usize)>;
+/// What joins the GPUs of each cell, and how many they are; and whether they are MIG instances, which are alike in that.
+type Pattern = (bool, Vec<(Joined, usize)>);
 
 fn pattern(cells: &[Cell], known: &mut BTreeMap<Pattern, u32>) -> u32 {
     let unlinked = |c: &Cell| Cell { joined: Joined::default(), ..c.clone() };
     if cells.iter().any(|c| !unlinked(c).is_like(&unlinked(&cells[0]))) {
         return NONE;
     }
+    // Free instances are no room for a gang, whatever joins them.
+    let instances = cells.first().is_some_and(|c| c.mig.is_some());
     let links = cells.iter().map(|c| (c.joined, c.gpus.len())).collect();
     let next = known.len() as u32;
-    *known.entry(links).or_insert(next)
+    *known.entry((instances, links)).or_insert(next)
 }
 
 /// Tensor, pipeline, data, memory.

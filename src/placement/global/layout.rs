@@ -22,7 +22,7 @@ pub(super) struct Part {
 pub(super) struct HostCost {
     pub link: u32,
     pub tight: u32,
-    /// 64 less the largest hole that is left: the most free GPUs of one island.
+    /// 64 less the largest hole that is left: the most free GPUs of one pool (see [`Pools`]).
     pub closed: u32,
 }
 
@@ -191,13 +191,15 @@ fn search_for(
     groups.sort_by_key(|(tensor, kind, i)| {
         (has(problem.eligible(*kind, host)), std::cmp::Reverse(*tensor), *kind, *i)
     });
-    let islands = Islands::new(cells, &free);
+    let pools = Pools::new(cells, &free);
+    let left = has(u64::MAX) - groups.iter().map(|g| g.0).sum::<u32>();
     let mut search = Search {
         problem,
         host,
         cells,
         groups: &groups,
-        islands,
+        pools,
+        left,
         near: [
             mates(cells, |j| j.island),
             mates(cells, |j| j.pcie_switch),
@@ -260,44 +262,44 @@ fn one_cell(problem: &Problem<'_>, host: u32, parts: &[Part], cell: &Cell) -> Op
         }
     }
     let free = (cell.gpus.len() as u32).checked_sub(used)?;
-    cost.closed = 64 - if cell.joined.island.is_some() { free } else { free.min(1) };
+    cost.closed = 64 - if cell.mig.is_none() { free } else { free.min(1) };
     Some(cost)
 }
 
-/// Free GPUs by island; a GPU without links is an island of its own.
-struct Islands {
-    /// The island of each cell, as a position in `free`.
+/// Free GPUs by pool, which is what a gang to come could have together: an island, or all GPUs of the host that are in
+/// none. An instance of a divided GPU takes replicas of one GPU only, so each is a pool of its own.
+struct Pools {
+    /// The pool of each cell, as a position in `free`; none for instances.
     of: Vec<Option<usize>>,
     free: Vec<u32>,
-    alone: u32,
+    instances: u32,
 }
 
-impl Islands {
+impl Pools {
     fn new(cells: &[Cell], free: &Counts) -> Self {
-        let mut known: Vec<u32> = Vec::new();
-        let mut islands = Self { of: Vec::new(), free: Vec::new(), alone: 0 };
+        let mut known: Vec<Option<u32>> = Vec::new();
+        let mut pools = Self { of: Vec::new(), free: Vec::new(), instances: 0 };
         for cell in cells {
-            let at =
-                cell.joined.island.map(|island| match known.iter().position(|k| *k == island) {
-                    Some(at) => at,
-                    None => {
-                        known.push(island);
-                        islands.free.push(0);
-                        known.len() - 1
-                    }
-                });
-            islands.of.push(at);
+            let island = cell.joined.island;
+            let at = cell.mig.is_none().then(|| {
+                known.iter().position(|k| *k == island).unwrap_or_else(|| {
+                    known.push(island);
+                    pools.free.push(0);
+                    known.len() - 1
+                })
+            });
+            pools.of.push(at);
         }
         for (cell, free) in (0..cells.len()).zip(free) {
-            islands.give(cell, u32::from(*free));
+            pools.give(cell, u32::from(*free));
         }
-        islands
+        pools
     }
 
     fn at(&mut self, cell: usize) -> &mut u32 {
         match self.of[cell] {
             Some(at) => &mut self.free[at],
-            None => &mut self.alone,
+            None => &mut self.instances,
         }
     }
 
@@ -309,9 +311,9 @@ impl Islands {
         *self.at(cell) += count;
     }
 
-    /// The most free GPUs of one island.
+    /// The most free GPUs of one pool.
     fn hole(&self) -> u32 {
-        self.free.iter().copied().max().unwrap_or(0).max(self.alone.min(1))
+        self.free.iter().copied().max().unwrap_or(0).max(self.instances.min(1))
     }
 }
 
@@ -329,7 +331,9 @@ struct Search<'a> {
     host: u32,
     cells: &'a [Cell],
     groups: &'a [(u32, u32, usize)],
-    islands: Islands,
+    pools: Pools,
+    /// GPUs that are free in the end, whatever the division.
+    left: u32,
     /// For each cell those of its island, of its switch, and of its NUMA node.
     near: [Vec<u64>; 3],
     free: Counts,
@@ -349,7 +353,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn group(&mut self, at: usize) {
         let Some((tensor, kind, _)) = self.groups.get(at).copied() else {
-            let cost = HostCost { closed: 64 - self.islands.hole(), ..self.now };
+            let cost = HostCost { closed: 64 - self.pools.hole(), ..self.now };
             if self.best.is_none_or(|best| cost < best) {
                 self.best = Some(cost);
                 if self.keep {
@@ -418,11 +422,13 @@ impl Search<'_> {
     }
 
     fn hopeless(&self, link: u32) -> bool {
-        // Whatever comes can only add to link and tight; the hole is at best what is free now.
+        // Whatever comes can only add to link and tight; the hole is at best what is free of a pool now, and no more
+        // than all that is free in the end.
         let now = HostCost { link: self.now.link + link, ..self.now };
         self.best.is_some_and(|best| {
             let late = self.steps > self.patience.steps;
-            let worse = HostCost { closed: 64 - self.islands.hole(), ..now } >= best;
+            let hole = self.pools.hole().min(self.left);
+            let worse = HostCost { closed: 64 - hole, ..now } >= best;
             self.gave_up.set(self.gave_up.get() || late && !worse);
             late || worse
         })
@@ -453,14 +459,14 @@ impl Search<'_> {
         // The first cell of a like group is at or after its predecessor's.
         for count in (0..=most).rev() {
             self.free[cell] -= count as u8;
-            self.islands.take(cell, count);
+            self.pools.take(cell, count);
             self.chosen[at][cell] = count as u8;
             self.now.tight += if tight { count } else { 0 };
             self.take(at, cells, cell + 1, wanted - count, link);
             self.now.tight -= if tight { count } else { 0 };
             self.chosen[at][cell] = 0;
             self.free[cell] += count as u8;
-            self.islands.give(cell, count);
+            self.pools.give(cell, count);
         }
     }
 

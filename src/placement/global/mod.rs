@@ -180,6 +180,8 @@ fn bounds(
 }
 
 #[cfg(test)]
+mod gang_tests;
+#[cfg(test)]
 mod odd_tests;
 #[cfg(test)]
 mod tests;

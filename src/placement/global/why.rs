@@ -297,7 +297,7 @@ fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h:
     } else if after.bytes > ahead.bytes {
         format!("{} more to copy", Bytes((after.bytes - ahead.bytes).unsigned_abs()))
     } else if after.closed > ahead.closed {
-        "the largest free island would be smaller".to_owned()
+        "the largest gang that still fits would be smaller".to_owned()
     } else {
         "as good, not better".to_owned()
     }
