@@ -33,7 +33,7 @@ pub struct WhatIf {
     pub without: Vec<HostName>,
     /// As if these hosts were there too.
     pub add: Vec<NewHosts>,
-    /// Free so many GPUs that are joined; 0: the largest gang of any service.
+    /// Free so many GPUs for a gang; 0: the largest gang of any service.
     pub defrag: Option<u32>,
     /// As if this replica lay there.
     pub to: Option<ReplicaTo>,
@@ -75,7 +75,7 @@ pub struct WhatIfView {
     /// What the present placement is worth, level by level.
     #[serde(default)]
     pub before: Vec<Level>,
-    /// The largest gang that could be placed within one island as it is now.
+    /// The largest gang that could be placed as it is now, within one island or on GPUs of a host that are in none.
     pub largest_gang_before: u64,
     /// The hole that was asked for.
     pub hole: Option<Hole>,
@@ -329,24 +329,25 @@ fn add_hosts(world: &mut WorldFile, new: &NewHosts) -> Result<(), WhatIfError> {
 /// Adds the stand-in for a gang: the last to be placed, and worth any move.
 fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
     let of = |s: &WorldService| s.shapes.iter().map(|shape| shape.tensor).min().unwrap_or(1);
-    let gpus = match gpus {
-        0 => world.services.iter().map(of).max().unwrap_or(1),
-        n => n,
+    let (gpus, for_nvlink) = match gpus {
+        0 => {
+            let largest = world.services.iter().map(of).max().unwrap_or(1);
+            let mut such = world.services.iter().filter(|s| of(s) == largest);
+            (largest, such.all(|s| s.link == WorldLink::Nvlink))
+        }
+        n => (n, false),
     };
-    let islands = world.hosts.iter().any(|h| {
-        let on = |i: u32| h.gpus.iter().filter(|g| g.island == Some(i)).count() as u64;
-        h.gpus.iter().filter_map(|g| g.island).any(|i| on(i) >= u64::from(gpus))
-    });
+    let (link, require) = joined_hole(world, gpus, for_nvlink);
     let lowest = world.services.iter().map(|s| s.priority).min().unwrap_or(0);
     world.services.push(WorldService {
         name: HOLE.to_owned(),
         replicas: 1,
         shapes: vec![WorldShape { tensor: gpus, pipeline: 1, data: 1, memory: Bytes::ZERO }],
         priority: lowest.saturating_sub(1),
-        require: None,
+        require,
         hosts: Vec::new(),
         spread: WorldSpread::None,
-        link: if islands && gpus > 1 { WorldLink::Nvlink } else { WorldLink::Any },
+        link,
         heads: None,
         kv_heads: None,
         kv_bytes: Bytes::ZERO,
@@ -358,6 +359,33 @@ fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
         one_host: true,
     });
     gpus
+}
+
+/// What keeps a hole within what the objective counts together, where that has so many GPUs: an island, or what a host
+/// has beside its islands.
+fn joined_hole(world: &WorldFile, gpus: u32, for_nvlink: bool) -> (WorldLink, Option<String>) {
+    let usable = world.hosts.iter().filter(|h| h.up && !h.cordoned && !h.draining);
+    let (mut island, mut beside, mut both) = (false, false, false);
+    for host in usable.filter(|_| gpus > 1) {
+        let mut pools: BTreeMap<Option<u32>, u32> = BTreeMap::new();
+        for gpu in host.gpus.iter().filter(|g| g.mig.is_none()) {
+            *pools.entry(gpu.island).or_default() += 1;
+        }
+        let has = |is_island: bool| {
+            pools.iter().any(|(island, n)| island.is_some() == is_island && *n >= gpus)
+        };
+        island |= has(true);
+        beside |= has(false);
+        both |= pools.len() > 1 && pools.values().sum::<u32>() >= gpus;
+    }
+    match (island, beside) {
+        // Wherever it lies on a host, it lies in one.
+        (true, true) if !both && !for_nvlink => (WorldLink::Any, None),
+        (true, _) => (WorldLink::Nvlink, None),
+        // What is not known is not less or more than anything.
+        (false, true) => (WorldLink::Any, Some("!(gpu.island >= 0)".to_owned())),
+        (false, false) => (WorldLink::Any, None),
+    }
 }
 
 /// The stand-in is no service of anybody's: it is taken out of the answer again.

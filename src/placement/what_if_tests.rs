@@ -68,6 +68,52 @@ fn a_hole_is_made_by_the_fewest_moves() {
     assert_eq!((view.hole.unwrap().restarts, view.answer.moves.len()), (0, 0));
 }
 
+/// GPUs of one host, of which the first so many are joined.
+fn partly_joined(name: &str, joined: u32, gpus: u32) -> Value {
+    let gpu = |i: u32| {
+        let island = (i < joined).then_some(0);
+        json!({"index": i, "model": "L40S", "memory_total": "80GiB", "island": island})
+    };
+    json!({"name": name, "gpus": (0..gpus).map(gpu).collect::<Vec<_>>()})
+}
+
+/// As the last level counts: not across an island and what is beside it.
+#[test]
+fn a_hole_lies_in_an_island_or_beside_it() {
+    let world_of = || {
+        world(&json!({
+            "hosts": [partly_joined("a", 2, 6)],
+            "services": [service("small", 1, 1)],
+            "placements": [running("small", 0, "a", &[5])],
+        }))
+    };
+    let view = asked(world_of(), &WhatIf { defrag: Some(4), ..WhatIf::default() });
+    let hole = view.hole.unwrap();
+    assert_eq!((view.largest_gang_before, view.answer.largest_gang), (3, 4));
+    assert_eq!((hole.restarts, hole.at.unwrap().gpus), (1, vec![2, 3, 4, 5]));
+    // No such group has five, but the host has.
+    let view = asked(world_of(), &WhatIf { defrag: Some(5), ..WhatIf::default() });
+    assert_eq!(view.hole.unwrap().restarts, 0);
+}
+
+#[test]
+fn a_hole_lies_where_fewest_moves_make_it_unless_the_gang_needs_nvlink() {
+    let ask = |link: &str, gpus: u32| {
+        let mut gang = service("gang", 0, 4);
+        gang["link"] = json!(link);
+        let world = world(&json!({
+            "hosts": [partly_joined("nvlink", 4, 4), partly_joined("spare", 2, 2), partly_joined("pcie", 0, 4)],
+            "services": [service("small", 1, 1), gang],
+            "placements": [running("small", 0, "nvlink", &[1])],
+        }));
+        let hole = asked(world, &WhatIf { defrag: Some(gpus), ..WhatIf::default() }).hole.unwrap();
+        (hole.at.unwrap().host, hole.restarts)
+    };
+    assert_eq!(ask("any", 4), ("pcie".to_owned(), 0));
+    assert_eq!(ask("any", 0), ("pcie".to_owned(), 0));
+    assert_eq!(ask("nvlink", 0), ("nvlink".to_owned(), 1));
+}
+
 /// What a hole costs is seen beside what is now, and nothing said about it contradicts the rest.
 #[test]
 fn a_hole_is_counted_as_free_and_its_cost_shows() {

@@ -13,7 +13,7 @@ pub struct PlanOptions {
     /// As if there were a host with two H200 (`2xh200`), or three with eight (`3x8xh200`); may be repeated
     #[arg(long, value_name = "[HOSTSx]GPUSxMODEL")]
     pub add: Vec<NewHosts>,
-    /// The moves that free N joined GPUs, and what they cost; without N: the largest gang of any service
+    /// The moves that free N GPUs for a gang, and what they cost; without N: the largest gang of any service
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     pub defrag: Option<u32>,
     /// Name every host that was passed over, and those that stay
