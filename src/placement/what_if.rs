@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::global::file::HOLE;
 use super::global::file::{
     Rank, Reservation, Running, WorldFile, WorldGpu, WorldHost, WorldLink, WorldService,
     WorldShape, WorldSpread,
@@ -16,8 +17,6 @@ use super::global::{
 use crate::base::{Bytes, Hint, HostName, ServiceName};
 use crate::engine::memory::gpu_memory;
 
-/// The stand-in for a gang that is to find room; no service can have this name.
-pub const HOLE: &str = "_hole";
 /// A GPU of a hole is free when this share of its memory is.
 const FREE_SHARE: f64 = 0.9;
 /// Hosts that can be added at once.

@@ -114,6 +114,21 @@ fn a_hole_lies_where_fewest_moves_make_it_unless_the_gang_needs_nvlink() {
     assert_eq!(ask("nvlink", 0), ("nvlink".to_owned(), 1));
 }
 
+/// What moves says what for, also where it only makes room.
+#[test]
+fn what_moves_for_a_hole_says_so() {
+    let world = world(&json!({
+        "hosts": [host("a", 4), host("b", 2), host("c", 1)],
+        "services": [service("pair", 1, 2), service("one", 1, 1)],
+        "placements": [running("pair", 0, "a", &[0, 1]), running("one", 0, "b", &[0])],
+    }));
+    let view = asked(world, &WhatIf { defrag: Some(4), ..WhatIf::default() });
+    assert_eq!(view.answer.moves.len(), 2);
+    let why = |s: usize| view.answer.services[s].replicas[0].reasons[0].clone();
+    assert_eq!(why(0), "frees the hole of 4 GPUs on a");
+    assert_eq!(why(1), "makes room for what frees the hole of 4 GPUs on a");
+}
+
 /// What a hole costs is seen beside what is now, and nothing said about it contradicts the rest.
 #[test]
 fn a_hole_is_counted_as_free_and_its_cost_shows() {

@@ -234,6 +234,7 @@ pub(super) fn tell(
             rejected: Vec::new(),
         });
     }
+    leaves::name_hole(&mut services, &moves);
     // Those without a place first: their reasons are what is looked for.
     let (short, whole): (Vec<usize>, Vec<usize>) =
         (0..services.len()).partition(|s| services[*s].placed < services[*s].wanted);

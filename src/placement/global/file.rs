@@ -136,6 +136,9 @@ fn ok() -> String {
     "ok".to_owned()
 }
 
+/// The stand-in for a gang that is to find room; no service of a deck can have this name.
+pub const HOLE: &str = "_hole";
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,10 +3,14 @@
 
 use std::collections::BTreeSet;
 
+use super::answer::{Move, ServiceAnswer};
 use super::compile::{Incumbent, Joined, fact, link_cost, most_link, shape_trouble};
-use super::file::{WorldFile, WorldLink};
+use super::file::{HOLE, Rank, WorldFile, WorldLink};
 use crate::base::text;
 use crate::spec::Requirement;
+
+/// Where nothing is wrong with its place.
+const BETTER: &str = "elsewhere is better for the whole";
 
 /// In one line; `free` is the free memory of every GPU once what may be moved is gone.
 pub(super) fn why(world: &WorldFile, free: &[Vec<u64>], i: &Incumbent) -> String {
@@ -71,5 +75,37 @@ pub(super) fn why(world: &WorldFile, free: &[Vec<u64>], i: &Incumbent) -> String
     if !i.can_stay {
         return "its ranks do not divide it evenly".to_owned();
     }
-    "elsewhere is better for the whole".to_owned()
+    BETTER.to_owned()
+}
+
+/// What moves for a hole says so: what lay on its GPUs, and what lay where that goes.
+pub(super) fn name_hole(services: &mut [ServiceAnswer], moves: &[Move]) {
+    let hole = services.iter().find(|s| s.name == HOLE).and_then(|s| s.replicas.first());
+    let Some(hole) = hole.and_then(|r| r.ranks.first()) else { return };
+    let frees = format!("frees the hole of {} GPUs on {}", hole.gpus.len(), hole.host);
+    let mut wanted = vec![Rank { host: hole.host.clone(), gpus: hole.gpus.clone() }];
+    let mut why = frees.clone();
+    let mut waiting: Vec<&Move> = moves.iter().collect();
+    while !wanted.is_empty() {
+        let on = |from: &Rank| {
+            let meets =
+                |to: &Rank| to.host == from.host && to.gpus.iter().any(|g| from.gpus.contains(g));
+            wanted.iter().any(meets)
+        };
+        let (makes_room, others): (Vec<&Move>, Vec<&Move>) =
+            waiting.into_iter().partition(|m| m.from.iter().any(on));
+        for moved in &makes_room {
+            let service = services.iter_mut().find(|s| s.name == moved.service);
+            let replicas = service.into_iter().flat_map(|s| &mut s.replicas);
+            let replica =
+                replicas.filter(|r| r.state == "moves").find(|r| r.replica == moved.replica);
+            let said = replica.and_then(|r| r.reasons.first_mut()).filter(|said| *said == BETTER);
+            if let Some(said) = said {
+                said.clone_from(&why);
+            }
+        }
+        wanted = makes_room.into_iter().flat_map(|m| m.to.iter().cloned()).collect();
+        why = format!("makes room for what {frees}");
+        waiting = others;
+    }
 }
