@@ -340,19 +340,25 @@ fn cheapest(p: &Problem<'_>, s: usize, price: &[f64]) -> (f64, Vec<(usize, f64)>
             best = (cost, takes);
         }
     }
+    let mut costs: Vec<(f64, usize)> = Vec::new();
     for kind in &service.kinds {
         let k = &p.kinds[*kind as usize];
         for split in &k.splits {
             let gpus = f64::from(k.units / split * k.tensor);
-            let mut costs: Vec<(f64, usize)> = Vec::new();
+            costs.clear();
             for h in 0..p.hosts.len() {
                 if p.eligible(*kind, h as u32) == 0 || f64::from(p.hosts[h].room) < gpus {
                     continue;
                 }
-                // Replicas that lie together share a copy.
-                let sharing = (f64::from(p.hosts[h].room) / gpus).floor();
-                let sharing = sharing.min(f64::from(service.replicas)).max(1.0);
-                let copy = if service.has[h] { 0.0 } else { service.bytes as f64 / sharing };
+                let copy = match service.replicas {
+                    _ if service.has[h] => 0.0,
+                    0 | 1 => service.bytes as f64,
+                    // Replicas that lie together share a copy.
+                    replicas => {
+                        let sharing = (f64::from(p.hosts[h].room) / gpus).floor();
+                        service.bytes as f64 / sharing.min(f64::from(replicas)).max(1.0)
+                    }
+                };
                 costs.push((copy + price[h] * gpus, h));
             }
             let split = *split as usize;

@@ -15,6 +15,8 @@ pub(super) struct Part {
     pub units: u32,
     /// The incumbent whose GPUs it keeps.
     pub pin: u32,
+    /// GPUs that it takes from what could be free.
+    pub gpus: u32,
 }
 
 /// What a division costs, the pinned parts aside; compared in this order.

@@ -63,7 +63,7 @@ const STEPS_BEFORE_EXACT: u64 = 1024;
 /// Of the time, the share after which the first placement is not to take much longer.
 const PLACING: f64 = 0.25;
 /// Of the time, the share for improving; what is left is for the bounds.
-const IMPROVING: f64 = 0.8;
+const IMPROVING: f64 = 0.87;
 /// And until here for the bounds.
 const BOUNDING: f64 = 0.92;
 /// And until here for the reasons, so that the answer is there in time.

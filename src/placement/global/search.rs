@@ -8,6 +8,7 @@ mod draw;
 mod drive;
 mod find;
 mod first;
+mod foresee;
 mod walk;
 
 use super::bar::Bar;
@@ -15,6 +16,7 @@ use super::bound::floors;
 use super::compile::{NONE, Problem};
 use super::state::{Levels, Position, State};
 
+use self::foresee::{Foresight, Outlook};
 use self::walk::grain;
 pub(super) use self::walk::{Best, improve, improve_by};
 
@@ -54,6 +56,9 @@ pub(super) const TRIES: u32 = 8;
 /// Hosts that are asked between two looks at the clock.
 const A_LOOK: u32 = 8;
 
+/// Attempts on slots without a place after which it is unlikely that more can have one.
+const MANY: u32 = 300;
+
 /// The search and what it knows.
 pub(super) struct Search<'a> {
     pub state: State<'a>,
@@ -83,6 +88,18 @@ pub(super) struct Search<'a> {
     waiting: Vec<u32>,
     /// The first host will do.
     pub(super) hurries: bool,
+    /// Slots that no host holds alone, by slot.
+    is_wide: Vec<bool>,
+    /// The slot of this attempt.
+    slot: u32,
+    /// What is to come of this attempt, where that was worked out.
+    foresight: Foresight,
+    /// Nothing can come of this attempt any more.
+    is_dead: bool,
+    /// One of the same priority has no place for it.
+    lost_one: bool,
+    /// Attempts on slots without a place since one of them found one.
+    in_vain: u32,
 }
 
 enum Undo {
@@ -121,6 +138,12 @@ impl<'a> Search<'a> {
             strays: Vec::new(),
             waiting: Vec::new(),
             hurries: false,
+            is_wide: (0..p.slots.len() as u32).map(|slot| is_wide(p, slot)).collect(),
+            slot: NONE,
+            foresight: Foresight::default(),
+            is_dead: false,
+            lost_one: false,
+            in_vain: 0,
         }
     }
 
@@ -185,6 +208,8 @@ impl<'a> Search<'a> {
         self.bar.set(&self.state, heat, &mut self.dice);
         self.owed = Levels::default();
         let slot = self.pick();
+        (self.slot, self.is_dead, self.lost_one) = (slot, false, false);
+        self.foresight.clear();
         self.left.clear();
         if let Some(at) = &self.state.at[slot as usize] {
             self.left.extend_from_slice(&at.hosts);
@@ -224,7 +249,10 @@ impl<'a> Search<'a> {
         let exchanges = if self.placed {
             wide && self.dice.below(5) < 2 && self.trade(slot, host)
         } else {
-            self.dice.below(2) == 0 && self.supplant(slot)
+            // What finds no place for long is tried where others of its size are, which is quickly told.
+            self.in_vain = self.in_vain.saturating_add(1);
+            let sides = if self.in_vain < MANY { 2 } else { 8 };
+            self.dice.below(sides) > 0 && self.supplant(slot)
         };
         if exchanges {
             if !self.bar.accepts(&self.state) {
@@ -232,10 +260,25 @@ impl<'a> Search<'a> {
             }
             return;
         }
-        let depth = 1
-            + u32::from(self.dice.below(2) == 0)
-            + u32::from(self.state.at[slot as usize].is_none());
-        self.drive(slot, host, depth);
+        let depth = 1 + u32::from(self.dice.below(2) == 0) + u32::from(!self.placed);
+        // What may come back to where it runs is not foreseen, nor who may go without a place for another.
+        let outlook = if self.placed && self.strays.is_empty() {
+            self.foresee(slot, host, depth)
+        } else {
+            Outlook::Unknown
+        };
+        match outlook {
+            Outlook::Hopeless => return,
+            Outlook::Open => self.drive_as_foreseen(slot, depth),
+            Outlook::Unknown => {
+                self.foresight.clear();
+                self.drive(slot, host, depth);
+            }
+        }
+        if self.is_dead {
+            self.take_back();
+            return;
+        }
         if self.state.at[slot as usize].is_none() {
             self.settle(slot);
         }

@@ -63,7 +63,8 @@ pub(super) struct State<'a> {
     /// Hosts of each service.
     used: Vec<i64>,
     /// Hosts with so many free GPUs, as bits.
-    by_room: Vec<Vec<u64>>,
+    by_room: Vec<u64>,
+    words: usize,
     /// How many.
     with_room: [u32; 65],
     most_room: u32,
@@ -87,9 +88,10 @@ impl<'a> State<'a> {
             })
             .collect();
         let mut with_room = [0; 65];
-        let mut by_room = vec![vec![0u64; p.hosts.len().div_ceil(64)]; 65];
+        let words = p.hosts.len().div_ceil(64);
+        let mut by_room = vec![0u64; words * 65];
         for (h, host) in p.hosts.iter().enumerate() {
-            by_room[host.room as usize][h / 64] |= 1 << (h % 64);
+            by_room[host.room as usize * words + h / 64] |= 1 << (h % 64);
             with_room[host.room as usize] += 1;
         }
         let mut unplaced = vec![0; p.classes.len()];
@@ -119,6 +121,7 @@ impl<'a> State<'a> {
             within,
             used: vec![0; p.services.len()],
             by_room,
+            words,
             with_room,
             most_room: p.hosts.iter().map(|h| h.room).max().unwrap_or(0),
             scratch: Vec::new(),
@@ -146,18 +149,42 @@ impl<'a> State<'a> {
         &self.hosts[host as usize].parts
     }
 
+    pub fn cost(&self, host: u32) -> HostCost {
+        self.hosts[host as usize].cost
+    }
+
+    /// Whether a host that a kind may use has so many free GPUs.
+    pub fn has_room(&self, kind: u32, gpus: u32) -> bool {
+        let may = &self.p.kinds[kind as usize].hosts;
+        (gpus..=self.most_room).filter(|room| self.with_room[*room as usize] > 0).any(|room| {
+            let with = &self.by_room[room as usize * self.words..][..self.words];
+            with.iter().zip(may).any(|(with, may)| with & may != 0)
+        })
+    }
+
+    /// What lying on these hosts costs beside the links on each.
+    pub fn span(&self, hosts: &[u32]) -> i64 {
+        let rack = |h: &u32| self.p.hosts[*h as usize].rack;
+        let racks = (0..hosts.len())
+            .filter(|i| hosts[..*i].iter().all(|h| rack(h) != rack(&hosts[*i])))
+            .count();
+        span_cost(hosts.len(), racks)
+    }
+
     /// GPUs of a host that are free.
     pub fn room(&self, host: u32) -> u32 {
         self.p.hosts[host as usize].room - self.hosts[host as usize].used
     }
 
-    /// How many GPUs of a host a part takes from what could be free.
-    pub fn size(&self, host: u32, part: &Part) -> u32 {
-        if part.pin == NONE {
-            return part.units * self.p.kinds[part.kind as usize].tensor;
-        }
-        let pins = self.p.incumbents[part.pin as usize].pins.iter();
-        pins.filter(|p| p.host == host).flat_map(|p| &p.cells).map(|(_, n)| n).sum()
+    /// The part of a slot on one host.
+    fn part(&self, slot: u32, position: &Position, units: u32, host: u32) -> Part {
+        let gpus = if position.keep == NONE {
+            units * self.p.kinds[position.kind as usize].tensor
+        } else {
+            let pins = self.p.incumbents[position.keep as usize].pins.iter();
+            pins.filter(|p| p.host == host).flat_map(|p| &p.cells).map(|(_, n)| n).sum()
+        };
+        Part { slot, kind: position.kind, units, pin: position.keep, gpus }
     }
 
     pub fn on(&self, service: u32, host: u32) -> u16 {
@@ -166,23 +193,18 @@ impl<'a> State<'a> {
 
     /// GPUs of a part that lack headroom, on a host that is `whole`.
     fn tight(&self, host: u32, part: &Part) -> u32 {
-        if part.pin == NONE && self.p.tight(part.kind, host) != 0 {
-            part.units * self.p.kinds[part.kind as usize].tensor
-        } else {
-            0
-        }
+        if part.pin == NONE && self.p.tight(part.kind, host) != 0 { part.gpus } else { 0 }
     }
 
     /// What the host would cost with one part more; none if it does not fit.
     fn with(&mut self, host: u32, part: Part) -> Option<HostCost> {
-        let size = self.size(host, &part);
         let on = &self.hosts[host as usize];
-        if self.p.hosts[host as usize].room < on.used + size {
+        if self.p.hosts[host as usize].room < on.used + part.gpus {
             return None;
         }
         if self.p.hosts[host as usize].whole {
             // Whatever else is there, it lies in the one island.
-            let free = self.room(host) - size;
+            let free = self.room(host) - part.gpus;
             let tight = on.cost.tight + self.tight(host, &part);
             let fits = part.pin != NONE || self.p.eligible(part.kind, host) != 0;
             return fits.then_some(HostCost { link: 0, tight, closed: 64 - free });
@@ -204,7 +226,7 @@ impl<'a> State<'a> {
         }
         let gpus = units * k.tensor;
         let old = self.hosts[host as usize].cost;
-        let cost = self.with(host, Part { slot: NONE, kind, units, pin: NONE })?;
+        let cost = self.with(host, Part { slot: NONE, kind, units, pin: NONE, gpus })?;
         let service = &self.p.services[s as usize];
         let crowded = match service.spread {
             WorldSpread::None => 0,
@@ -236,7 +258,7 @@ impl<'a> State<'a> {
         let units = self.p.kinds.get(position.kind as usize).map_or(0, |k| k.units);
         let each = units / (position.hosts.len() as u32).max(1);
         for (n, host) in position.hosts.iter().enumerate() {
-            let part = Part { slot, kind: position.kind, units: each, pin: position.keep };
+            let part = self.part(slot, &position, each, *host);
             let fits = (position.keep != NONE || self.p.eligible(position.kind, *host) != 0)
                 .then(|| self.with(*host, part))
                 .flatten();
@@ -246,9 +268,8 @@ impl<'a> State<'a> {
                 }
                 return false;
             };
-            let size = self.size(*host, &part);
             self.hosts[*host as usize].parts.push(part);
-            self.use_gpus(*host, i64::from(size));
+            self.use_gpus(*host, i64::from(part.gpus));
             self.set_cost(*host, cost);
         }
         self.count(slot, &position, 1);
@@ -269,10 +290,8 @@ impl<'a> State<'a> {
     fn take_part(&mut self, slot: u32, host: u32) {
         let parts = &self.hosts[host as usize].parts;
         let Some(i) = parts.iter().position(|p| p.slot == slot) else { return };
-        let part = parts[i];
-        let size = self.size(host, &part);
-        self.hosts[host as usize].parts.swap_remove(i);
-        self.use_gpus(host, -i64::from(size));
+        let part = self.hosts[host as usize].parts.swap_remove(i);
+        self.use_gpus(host, -i64::from(part.gpus));
         let cost = if self.p.hosts[host as usize].whole {
             let old = self.hosts[host as usize].cost;
             let tight = old.tight - self.tight(host, &part);
@@ -286,12 +305,12 @@ impl<'a> State<'a> {
     fn use_gpus(&mut self, host: u32, more: i64) {
         let (word, bit) = (host as usize / 64, 1u64 << (host % 64));
         let before = self.room(host) as usize;
-        self.by_room[before][word] &= !bit;
+        self.by_room[before * self.words + word] &= !bit;
         self.with_room[before] -= 1;
         let used = &mut self.hosts[host as usize].used;
         *used = used.saturating_add_signed(more as i32);
         let now = self.room(host) as usize;
-        self.by_room[now][word] |= bit;
+        self.by_room[now * self.words + word] |= bit;
         self.with_room[now] += 1;
     }
 
@@ -304,7 +323,7 @@ impl<'a> State<'a> {
         turn: usize,
         found: &mut dyn FnMut(&mut Self, u32) -> bool,
     ) {
-        let words = self.p.hosts.len().div_ceil(64);
+        let words = self.words;
         for room in gpus..=self.most_room {
             if self.with_room[room as usize] == 0 {
                 continue;
@@ -318,7 +337,7 @@ impl<'a> State<'a> {
                     _ => u64::MAX,
                 };
                 let of_kind = self.p.kinds[kind as usize].hosts[word];
-                let mut bits = self.by_room[room as usize][word] & of_kind & part;
+                let mut bits = self.by_room[room as usize * self.words + word] & of_kind & part;
                 while bits != 0 {
                     let host = word as u32 * 64 + bits.trailing_zeros();
                     bits &= bits - 1;
@@ -338,7 +357,9 @@ impl<'a> State<'a> {
         let with_room = enough.filter(|room| self.with_room[*room] > 0 && *room >= gpus as usize);
         for n in 0..words {
             let word = (turn / 64 + n) % words;
-            let room = with_room.clone().fold(0, |bits, room| bits | self.by_room[room][word]);
+            let room = with_room
+                .clone()
+                .fold(0, |bits, room| bits | self.by_room[room * self.words + word]);
             let mut bits = room & hosts[word];
             while bits != 0 {
                 if out.len() >= most {
@@ -372,13 +393,28 @@ impl<'a> State<'a> {
         if !service.outgoing {
             self.score.unplaced[service.class as usize] -= sign;
         }
+        if position.keep == NONE && service.spread == WorldSpread::None {
+            // Most of all: nothing but copies and how far its hosts are from each other.
+            if position.hosts.len() > 1 {
+                self.score.levels.link += sign * self.span(&position.hosts);
+            }
+            let row = s as usize * self.p.hosts.len();
+            for host in &position.hosts {
+                let on = &mut self.on[row + *host as usize];
+                let before = *on;
+                *on = before.saturating_add_signed(sign as i16);
+                if (*on == 0) != (before == 0) {
+                    self.used[s as usize] += sign;
+                    if !service.has[*host as usize] {
+                        self.score.levels.bytes += sign * service.bytes;
+                    }
+                }
+            }
+            return;
+        }
         if position.keep == NONE {
             if position.hosts.len() > 1 {
-                let mut racks: Vec<u32> =
-                    position.hosts.iter().map(|h| self.p.hosts[*h as usize].rack).collect();
-                racks.sort_unstable();
-                racks.dedup();
-                self.score.levels.link += sign * span_cost(position.hosts.len(), racks.len());
+                self.score.levels.link += sign * self.span(&position.hosts);
             }
         } else {
             let incumbent = &self.p.incumbents[position.keep as usize];

@@ -432,7 +432,7 @@ fn a_division_of_one_host_is_broken_off_when_the_time_is_over() {
         };
         let p = compile::compile(&world, clock::Clock::new(&used));
         p.clock.hurry_from(1.0);
-        let part = layout::Part { slot: 0, kind: 0, units: 1, pin: compile::NONE };
+        let part = layout::Part { slot: 0, kind: 0, units: 1, pin: compile::NONE, gpus: 1 };
         layout::divide(&p, 0, &[part; 9], None);
         asked.get()
     };

@@ -2,13 +2,14 @@
 #![allow(clippy::indexing_slicing)] // tables of `compile`
 #![allow(clippy::cast_possible_truncation)] // counts that `read` bounds
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::answer::Rejected;
 use super::compile::{Joined, NONE, Problem, shape_trouble};
 use super::file::{WorldFile, WorldLink, WorldService};
 use super::layout::Part;
-use super::never::{Asked, Why};
+use super::never::Asked;
 use super::state::{Position, State};
 use crate::base::Bytes;
 use crate::spec::Requirement;
@@ -40,12 +41,45 @@ pub(super) struct Reasons<'a> {
     /// Hosts with the same GPUs, of which the same may be used, have the same number.
     looks: Vec<u32>,
     kinds: BTreeMap<String, u32>,
-    known: HashMap<(u32, u32), Option<Why>>,
+    /// Why not, by kind of service and look of host, once that was asked.
+    known: Vec<Vec<Option<Option<(u8, Rc<str>)>>>>,
+}
+
+/// Why a host got nothing. There are thousands of hosts for each service and few reasons: it becomes text once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    /// It could never be there.
+    Never(Rc<str>),
+    /// Others have the GPUs: so many are left, so many needed. `rank`: they have a higher priority.
+    Taken {
+        room: u32,
+        least: u32,
+        rank: bool,
+    },
+    /// Enough are left, but not together.
+    Apart {
+        room: u32,
+        least: u32,
+    },
+    /// A part of a replica fits, not the whole.
+    Part,
+    Worse(&'static str),
+    /// So many bytes more would have to be copied.
+    Copies(u64),
+}
+
+/// The hosts that got nothing for the same reason.
+struct Same {
+    why: Found,
+    /// How near the nearest of them is; also of those that have a replica, and no more room.
+    near: u8,
+    count: usize,
+    hosts: Vec<u32>,
 }
 
 impl<'a> Reasons<'a> {
     pub fn new(world: &'a WorldFile, p: &'a Problem<'a>, free: &'a [Vec<u64>]) -> Self {
-        Self { world, p, free, looks: Vec::new(), kinds: BTreeMap::new(), known: HashMap::new() }
+        Self { world, p, free, looks: Vec::new(), kinds: BTreeMap::new(), known: Vec::new() }
     }
 
     fn look(&mut self) {
@@ -76,10 +110,18 @@ impl<'a> Reasons<'a> {
         Some(*self.kinds.entry(format!("{needs:?} {:?} {}", s.link, s.one_host)).or_insert(next))
     }
 
-    fn never(&mut self, asked: &Asked<'_>, kind: Option<u32>, h: u32) -> Option<Why> {
-        let Some(kind) = kind else { return asked.never(h as usize) };
-        let key = (kind, self.looks[h as usize]);
-        self.known.entry(key).or_insert_with(|| asked.never(h as usize)).clone()
+    fn never(&mut self, asked: &Asked<'_>, kind: Option<u32>, h: u32) -> Option<(u8, Rc<str>)> {
+        let ask = || asked.never(h as usize).map(|(near, why)| (near, Rc::from(why)));
+        let Some(kind) = kind else { return ask() };
+        let (kind, look) = (kind as usize, self.looks[h as usize] as usize);
+        if self.known.len() <= kind {
+            self.known.resize_with(kind + 1, Vec::new);
+        }
+        let of_kind = &mut self.known[kind];
+        if of_kind.len() <= look {
+            of_kind.resize(look + 1, None);
+        }
+        of_kind[look].get_or_insert_with(ask).clone()
     }
 
     /// The hosts that got nothing, by reason, and why not every replica has a place, as long as there is time.
@@ -113,10 +155,21 @@ impl<'a> Reasons<'a> {
         // One replica that was placed now stands for all: it is what is tried elsewhere.
         let one = slots.rev().find(|slot| at(*slot).is_some_and(|at| at.keep == NONE));
         let part = if short { Some(part(p, state, s)) } else { None };
+        let text = |found: Found| match found {
+            Found::Never(why) => why.to_string(),
+            Found::Part => part.clone().unwrap_or_default(),
+            Found::Worse(how) => how.to_owned(),
+            Found::Copies(bytes) => format!("{} more to copy", Bytes(bytes)),
+            Found::Taken { room, least, rank } => {
+                let by = if rank { " by services of a higher priority" } else { "" };
+                format!("its GPUs are taken{by}: {room} left, {least} needed")
+            }
+            Found::Apart { room, least } => {
+                format!("{room} GPUs are left, but not {least} {}", together(service.link))
+            }
+        };
         let mut cut = false;
-        let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        // How near the hosts with each reason are; also those that have a replica, and no more room.
-        let mut near: BTreeMap<String, (u8, usize)> = BTreeMap::new();
+        let mut all: Vec<Same> = Vec::new();
         for h in 0..p.hosts.len() as u32 {
             if h % A_LOOK == A_LOOK - 1 && over() {
                 cut = true;
@@ -125,20 +178,36 @@ impl<'a> Reasons<'a> {
             if on.contains(&h) && !short {
                 continue;
             }
-            let (nearness, why) = self
-                .never(&asked, kind, h)
-                .or_else(|| taken(p, state, service, s, h).map(|why| (TAKEN, why)))
-                .unwrap_or_else(|| {
-                    let why = part.clone().unwrap_or_else(|| worse(p, state, s, one, h));
-                    (PART, why)
-                });
-            let entry = near.entry(why.clone()).or_insert((nearness, 0));
-            *entry = (entry.0.max(nearness), entry.1 + 1);
+            let (nearness, why) = match self.never(&asked, kind, h) {
+                Some((nearness, why)) => (nearness, Found::Never(why)),
+                None => match taken(p, state, s, h) {
+                    Some(taken) => (TAKEN, taken),
+                    None if short => (PART, Found::Part),
+                    None => (PART, worse(p, state, s, one, h)),
+                },
+            };
+            let known = all.iter().position(|same| same.why == why);
+            let same = known.unwrap_or(all.len());
+            if known.is_none() {
+                all.push(Same { why, near: nearness, count: 0, hosts: Vec::new() });
+            }
+            let same = &mut all[same];
+            (same.near, same.count) = (same.near.max(nearness), same.count + 1);
             if !on.contains(&h) {
-                by_reason.entry(why).or_default().push(h);
+                same.hosts.push(h);
             }
         }
-        let nearest = near.into_iter().max_by_key(|(_, near)| *near);
+        let mut by_reason: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        let mut nearest: Option<((u8, usize), String)> = None;
+        for same in all {
+            let why = text(same.why);
+            // Of those that are as near and as many the last in the order of the alphabet.
+            nearest = nearest.max(Some(((same.near, same.count), why.clone())));
+            if !same.hosts.is_empty() {
+                by_reason.entry(why).or_default().extend(same.hosts);
+            }
+        }
+        let nearest = nearest.map(|(near, why)| (why, near));
         let unplaced = match nearest {
             None => "there is no host".to_owned(),
             Some((why, (PART, _))) => why,
@@ -208,14 +277,18 @@ fn part(p: &Problem<'_>, state: &mut State<'_>, s: usize) -> String {
     }
 }
 
+/// How GPUs are to be joined.
+fn together(link: WorldLink) -> &'static str {
+    match link {
+        WorldLink::Nvlink => "joined by NVLink",
+        WorldLink::PcieSwitch => "joined by NVLink or on one PCIe switch",
+        WorldLink::Numa => "joined by NVLink or on one NUMA node",
+        WorldLink::Any => "that suit it together",
+    }
+}
+
 /// Why there is no room left on it.
-fn taken(
-    p: &Problem<'_>,
-    state: &mut State<'_>,
-    asked: &WorldService,
-    s: usize,
-    h: u32,
-) -> Option<String> {
+fn taken(p: &Problem<'_>, state: &mut State<'_>, s: usize, h: u32) -> Option<Found> {
     let service = &p.services[s];
     // The smallest part that could lie here.
     let mut least = u32::MAX;
@@ -231,31 +304,24 @@ fn taken(
     }
     let room = state.room(h);
     if room >= least {
-        let how = match asked.link {
-            WorldLink::Nvlink => "joined by NVLink",
-            WorldLink::PcieSwitch => "joined by NVLink or on one PCIe switch",
-            WorldLink::Numa => "joined by NVLink or on one NUMA node",
-            WorldLink::Any => "that suit it together",
-        };
-        return Some(format!("{room} GPUs are left, but not {least} {how}"));
+        return Some(Found::Apart { room, least });
     }
     // Would there be room without those that do not go first?
     let class = |part: &Part| p.services[p.slots[part.slot as usize] as usize].class;
     let others = state.parts(h).iter().filter(|part| class(part) >= service.class);
-    let others: u32 = others.map(|part| state.size(h, part)).sum();
-    let by = if room + others < least { " by services of a higher priority" } else { "" };
-    Some(format!("its GPUs are taken{by}: {room} left, {least} needed"))
+    let others: u32 = others.map(|part| part.gpus).sum();
+    Some(Found::Taken { room, least, rank: room + others < least })
 }
 
 /// Why it is no better than where the replica is: the first level on which it is worse.
-fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32) -> String {
+fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h: u32) -> Found {
     let Some(slot) = slot else {
         let runs = p.services[s].replicas > 0;
-        return if runs { "not needed: what runs stays" } else { "no replica is wanted" }
-            .to_owned();
+        let how = if runs { "not needed: what runs stays" } else { "no replica is wanted" };
+        return Found::Worse(how);
     };
     let before = state.score();
-    let Some(old) = state.remove(slot) else { return "not needed".to_owned() };
+    let Some(old) = state.remove(slot) else { return Found::Worse("not needed") };
     let mut best = None;
     for kind in p.services[s].kinds.iter().filter(|k| p.eligible(**k, h) != 0) {
         for split in &p.kinds[*kind as usize].splits {
@@ -277,30 +343,30 @@ fn worse(p: &Problem<'_>, state: &mut State<'_>, s: usize, slot: Option<u32>, h:
         }
     }
     state.place(slot, old);
-    let Some(now) = best else { return "there is no second host to go with it".to_owned() };
+    let Some(now) = best else { return Found::Worse("there is no second host to go with it") };
     let (after, ahead) = (&now.levels, &before.levels);
-    if now.unplaced > before.unplaced {
-        "fewer replicas would have a place".to_owned()
+    Found::Worse(if now.unplaced > before.unplaced {
+        "fewer replicas would have a place"
     } else if after.crowded > ahead.crowded {
         match p.services[s].spread {
-            super::file::WorldSpread::Pack => "its replicas would lie on more hosts".to_owned(),
-            _ => "another replica is in the same failure domain".to_owned(),
+            super::file::WorldSpread::Pack => "its replicas would lie on more hosts",
+            _ => "another replica is in the same failure domain",
         }
     } else if after.moves > ahead.moves {
-        "more ranks would have to move".to_owned()
+        "more ranks would have to move"
     } else if after.link > ahead.link {
-        "its GPUs are further from each other".to_owned()
+        "its GPUs are further from each other"
     } else if after.displaced > ahead.displaced {
-        "more replicas of the present release would have to go first".to_owned()
+        "more replicas of the present release would have to go first"
     } else if after.tight > ahead.tight {
-        "less memory would be left on its GPUs".to_owned()
+        "less memory would be left on its GPUs"
     } else if after.bytes > ahead.bytes {
-        format!("{} more to copy", Bytes((after.bytes - ahead.bytes).unsigned_abs()))
+        return Found::Copies((after.bytes - ahead.bytes).unsigned_abs());
     } else if after.closed > ahead.closed {
-        "the largest gang that still fits would be smaller".to_owned()
+        "the largest gang that still fits would be smaller"
     } else {
-        "as good, not better".to_owned()
-    }
+        "as good, not better"
+    })
 }
 
 #[cfg(test)]

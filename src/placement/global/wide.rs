@@ -123,7 +123,7 @@ impl Search<'_> {
         let copy = if service.has[host as usize] { 0.0 } else { service.bytes as f64 };
         let parts = self.state.parts(host);
         let mine = parts.iter().filter(|part| part.slot == slot);
-        let own: u32 = mine.map(|part| self.state.size(host, part)).sum();
+        let own: u32 = mine.map(|part| part.gpus).sum();
         let short = gpus.saturating_sub(self.state.room(host) + own);
         if short == 0 {
             return copy;
@@ -131,7 +131,7 @@ impl Search<'_> {
         let (mut one, mut all) = (f64::INFINITY, 0.0);
         for part in parts.iter().filter(|part| part.slot != slot) {
             let other = &p.services[p.slots[part.slot as usize] as usize];
-            let size = self.state.size(host, part);
+            let size = part.gpus;
             let lies_wide =
                 self.state.at[part.slot as usize].as_ref().is_some_and(|at| at.hosts.len() > 1);
             let home = if other.has[host as usize] { other.bytes as f64 } else { 0.0 };

@@ -44,6 +44,7 @@ impl Search<'_> {
     /// Looks for the slots that have a reason to be elsewhere.
     pub fn look_around(&mut self) {
         let p = self.p;
+        let waited = self.waiting.len();
         self.restless.clear();
         self.waiting.clear();
         self.strays.clear();
@@ -66,6 +67,9 @@ impl Search<'_> {
                     self.waiting.push(slot as u32);
                 }
             }
+        }
+        if self.waiting.len() != waited {
+            self.in_vain = 0;
         }
     }
 

@@ -2,50 +2,71 @@
 
 use super::super::compile::NONE;
 use super::super::few::Few;
+use super::super::layout::Part;
 use super::super::state::Position;
 use super::Search;
+use super::foresee::Target;
 
 impl Search<'_> {
     /// Drives `slot` onto `host`: what is in the way goes elsewhere. The state is changed, for better or worse.
     pub(super) fn drive(&mut self, slot: u32, host: u32, depth: u32) {
+        if let Some(target) = self.choose(slot, host) {
+            self.drive_to(&target, depth);
+        }
+    }
+
+    /// Where exactly a slot is driven that is to be on this host; none if it cannot be there.
+    pub(super) fn choose(&mut self, slot: u32, host: u32) -> Option<Target> {
         let p = self.p;
         let service = &p.services[p.slots[slot as usize] as usize];
         let kinds = || service.kinds.iter().copied().filter(|k| p.eligible(*k, host) != 0);
         let turn = self.dice.below(kinds().count());
-        let Some(kind) = kinds().nth(turn) else { return };
+        let kind = kinds().nth(turn)?;
         let k = &p.kinds[kind as usize];
         let room = p.hosts[host as usize].room;
         let fits = |m: &&u32| k.units / **m * k.tensor <= room;
-        let Some(split) = k.splits.iter().find(fits).copied() else { return };
+        let split = k.splits.iter().find(fits).copied()?;
         let units = k.units / split;
         let near = if split > 1 && self.dice.below(4) > 0 {
             self.cheap_targets(slot, kind, units, host, split as usize)
         } else {
             None
         };
-        let hosts = near.or_else(|| self.targets(kind, units, host, split as usize));
-        let Some(hosts) = hosts else { return };
+        let hosts = near.or_else(|| self.targets(kind, units, host, split as usize))?;
+        Some(Target { slot, kind, units, hosts })
+    }
+
+    /// Drives a slot onto the hosts of its target: first those go that were foreseen.
+    pub(super) fn drive_to(&mut self, target: &Target, depth: u32) {
+        let p = self.p;
+        let (slot, kind, units) = (target.slot, target.kind, target.units);
+        let s = p.slots[slot as usize];
+        let gpus = units * p.kinds[kind as usize].tensor;
         self.take(slot);
         let mut out: Vec<u32> = Vec::new();
-        for host in &hosts {
+        for host in &target.hosts {
+            out.extend(self.foresight.victims(slot, *host));
+        }
+        for victim in &out {
+            self.take(*victim);
+        }
+        for host in &target.hosts {
             for _ in 0..=p.hosts[*host as usize].room {
-                let s = p.slots[slot as usize];
                 if self.state.price(s, kind, units, *host).is_some() {
                     break;
                 }
-                let wanted = (units * k.tensor).saturating_sub(self.state.room(*host)).max(1);
-                let Some(victim) = self.victim(*host, wanted) else { break };
+                let wanted = gpus.saturating_sub(self.state.room(*host)).max(1);
+                let Some(victim) = self.victim(*host, wanted, false) else { break };
                 self.take(victim);
                 out.push(victim);
             }
         }
-        self.put(slot, Position { kind, keep: NONE, hosts });
+        self.put(slot, Position { kind, keep: NONE, hosts: target.hosts.clone() });
         self.resettle(out, depth);
     }
 
     /// Finds other places for those that were driven out, as long as that can still come to any good.
     fn resettle(&mut self, mut out: Vec<u32>, depth: u32) {
-        let p = self.p;
         out.sort_by_key(|s| std::cmp::Reverse(self.sizes[*s as usize]));
         for other in out {
             if self.placed && !self.bar.promises(&self.state, &self.owed) {
@@ -55,28 +76,52 @@ impl Search<'_> {
                 continue;
             }
             if depth == 0 {
-                if self.placed {
+                if self.gives_up(other) {
                     return;
                 }
                 continue;
             }
-            let service = &p.services[p.slots[other as usize] as usize];
-            let hosts = &service.homes;
-            let left = if self.left.is_empty() || self.dice.below(2) == 0 {
-                None
-            } else {
-                Some(self.left[self.dice.below(self.left.len())])
-            };
-            let may = |h: &u32| service.kinds.iter().any(|k| p.eligible(*k, *h) != 0);
-            let to = if let Some(left) = left.filter(may) {
-                left
-            } else if hosts.is_empty() || self.dice.below(2) == 0 {
-                self.any_host(other)
-            } else {
-                hosts[self.dice.below(hosts.len())]
-            };
-            self.drive(other, to, depth - 1);
+            if let Some(target) = self.foresight.target(other) {
+                self.drive_to(&target, depth - 1);
+            } else if let Some(to) = self.next_host(other) {
+                self.drive(other, to, depth - 1);
+            }
+            if self.is_dead || (self.state.at[other as usize].is_none() && self.gives_up(other)) {
+                return;
+            }
         }
+    }
+
+    /// A host for one that was driven out and for which there is no room: where the slot of this attempt was, one that
+    /// has its weights, or any.
+    pub(super) fn next_host(&mut self, other: u32) -> Option<u32> {
+        let p = self.p;
+        let service = &p.services[p.slots[other as usize] as usize];
+        let hosts = &service.homes;
+        let left = if self.left.is_empty() || self.dice.below(2) == 0 {
+            None
+        } else {
+            self.left.get(self.dice.below(self.left.len())).copied()
+        };
+        let may = |h: &u32| service.kinds.iter().any(|k| p.eligible(*k, *h) != 0);
+        match left.filter(may) {
+            Some(left) => Some(left),
+            None if hosts.is_empty() || self.dice.below(2) == 0 => Some(self.any_host(other)),
+            None => hosts.get(self.dice.below(hosts.len())).copied(),
+        }
+    }
+
+    /// Whether nothing can come of an attempt that leaves this one without a place.
+    fn gives_up(&mut self, other: u32) -> bool {
+        let p = self.p;
+        let service = |slot: u32| &p.services[p.slots[slot as usize] as usize];
+        if service(other).outgoing {
+            return false;
+        }
+        let (lost, won) = (service(other).class, service(self.slot).class);
+        self.is_dead |= self.placed || lost < won || (lost == won && self.lost_one);
+        self.lost_one |= lost == won;
+        self.is_dead
     }
 
     /// The hosts of a replica of which one is given: the others in its rack, if that has so many.
@@ -105,23 +150,26 @@ impl Search<'_> {
     }
 
     /// Who goes to make room for so many GPUs: one that would rather be elsewhere and is just large enough, now and
-    /// then just anyone.
-    fn victim(&mut self, host: u32, wanted: u32) -> Option<u32> {
+    /// then just anyone. `foreseen`: nobody who will be gone already.
+    pub(super) fn victim(&mut self, host: u32, wanted: u32, foreseen: bool) -> Option<u32> {
         let p = self.p;
         let count = self.state.parts(host).len();
         let turn = self.dice.below(count);
         let any = self.dice.below(3) == 0;
         let parts = self.state.parts(host);
-        if let Some(part) = parts.get(turn).filter(|part| any && part.pin == NONE) {
+        let is_there = |part: &Part| !foreseen || !self.foresight.is_gone(part.slot);
+        let first = parts.get(turn).filter(|part| any && part.pin == NONE && is_there(part));
+        if let Some(part) = first {
             return Some(part.slot);
         }
         (0..count)
             .map(|i| &parts[(i + turn) % count])
             .filter(|part| part.pin == NONE || !p.incumbents[part.pin as usize].must_stay)
+            .filter(|part| is_there(part))
             .min_by_key(|part| {
                 let service = &p.services[p.slots[part.slot as usize] as usize];
                 let home = service.bytes > 0 && service.has[host as usize];
-                (part.pin != NONE, home, self.state.size(host, part).abs_diff(wanted))
+                (part.pin != NONE, home, part.gpus.abs_diff(wanted))
             })
             .map(|part| part.slot)
     }
@@ -158,14 +206,14 @@ impl Search<'_> {
             let wanted: u32 = pin.cells.iter().map(|(_, n)| n).sum();
             while self.state.room(pin.host) < wanted {
                 let short = wanted - self.state.room(pin.host);
-                let Some(victim) = self.victim(pin.host, short) else { break };
+                let Some(victim) = self.victim(pin.host, short, false) else { break };
                 self.take(victim);
                 out.push(victim);
             }
         }
         // Where the GPUs differ, more may have to go.
         while !self.put(slot, position.clone()) {
-            let loose = pins.iter().find_map(|pin| self.victim(pin.host, 1));
+            let loose = pins.iter().find_map(|pin| self.victim(pin.host, 1, false));
             let Some(victim) = loose else { break };
             self.take(victim);
             out.push(victim);

@@ -8,7 +8,7 @@ use super::{Search, Undo};
 /// trying on the worlds of `tests/placement_oracle`.
 const HOTTEST: f64 = 0.9;
 const COOLEST: f64 = 0.04;
-const HOT: f64 = 0.85;
+const HOT: f64 = 0.94;
 
 /// The mean bytes of the weights of a service that has any.
 pub(super) fn grain(p: &Problem<'_>) -> f64 {
