@@ -152,7 +152,7 @@ fn setup(facts: &ModelFacts, options: &InspectOptions) -> Result<Setup, Failure>
         None | Some("auto") => None,
         Some(name) => Some(CacheBits::named(name).ok_or_else(|| {
             Failure::other(format!("the cache type `{name}` is not known"))
-                .with_hint("use auto, bf16, f16, fp8, fp8_e4m3, fp8_e5m2, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl")
+                .with_hint("use auto, bf16, f16, fp8, fp8_e4m3, fp8_e5m2, nvfp4, turboquant_k8v4, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl")
         })?),
     };
     let gpu = match options.gpu.as_deref() {

@@ -26,6 +26,7 @@ pub fn refusal(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     let limit = if tokens { facts.context_stated.or(facts.context) } else { facts.context };
     form(facts, setup.rules.engine)
         .or_else(|| cache::block(setup))
+        .or_else(|| cache::form(facts, setup))
         .or_else(|| cache::step(setup))
         .or_else(|| too_long(setup.context, limit))
         .or_else(|| cuts(facts, setup))
@@ -39,7 +40,10 @@ fn impossible(facts: &ModelFacts) -> Option<EngineError> {
         (1.., Some(0), _) if facts.latent_cache_width.is_none() => {
             format!("{heads} attention heads have no head for keys and values")
         }
-        (1.., _, Some(0)) => "its attention heads have size 0".to_owned(),
+        // GLM 5 Next states the size of the rotary part here, of which it has none.
+        (1.., _, Some(0)) if facts.latent_cache_width.is_none() => {
+            "its attention heads have size 0".to_owned()
+        }
         (1.., Some(kv @ 1..), _)
             if !heads.is_multiple_of(kv) && facts.latent_cache_width.is_none() =>
         {

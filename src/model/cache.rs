@@ -1,6 +1,10 @@
 //! What each layer keeps of the tokens it has seen.
 
+mod bits;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::bits::{CacheBits, LaidOut, Packed};
 
 /// What a layer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,6 +64,21 @@ pub struct LayerCache {
     pub layer: u32,
     /// What it keeps.
     pub keeps: Keeps,
+    /// In 16 bits, whatever the type of the others.
+    #[serde(default)]
+    pub half: bool,
+}
+
+impl LayerCache {
+    /// A layer that keeps this in the type that is asked for.
+    pub const fn new(layer: u32, keeps: Keeps) -> Self {
+        Self { layer, keeps, half: false }
+    }
+
+    /// Bytes a token on one of `tensor` ranks ([`Keeps::per_token`]).
+    pub fn per_token(self, tensor: u64, bits: CacheBits) -> Option<u64> {
+        self.keeps.per_token(tensor, if self.half { CacheBits::HALF } else { bits })
+    }
 }
 
 impl Keeps {
@@ -70,17 +89,23 @@ impl Keeps {
                 // vLLM `ModelConfig.get_num_kv_heads`: replicated beyond one a rank.
                 let heads = u64::from(kv_heads).checked_div(tensor.max(1)).unwrap_or(0).max(1);
                 let heads = if kv_heads == 0 { 0 } else { heads };
+                if let Some(packed) = bits.packed {
+                    return Some(heads.saturating_mul(packed.slot(key.into(), value.into())));
+                }
                 let values = heads * (u64::from(key) + u64::from(value));
                 Some(bits.bytes(values) + 2 * heads * u64::from(bits.beside))
             }
             Self::Latent { width, rotary, index, sparse } => {
                 let (width, rotary) = (u64::from(width), u64::from(rotary));
-                let vector = if bits.laid_out || (sparse || index > 0) && bits.each <= 8 {
-                    // `fp8_ds_mla`: 8-bit values, four 32-bit scales, the rotary part in 16 bits.
-                    let plain = width.saturating_sub(rotary);
-                    plain + plain.div_ceil(128) * 4 + rotary * 2
-                } else {
-                    bits.bytes(width)
+                let plain = width.saturating_sub(rotary);
+                let vector = match bits.laid_out {
+                    Some(LaidOut::Four) => plain.div_ceil(2) + plain.div_ceil(16) + rotary,
+                    None if !(sparse || index > 0) || bits.each > 8 => {
+                        // Both scales of a head are there, though there is but one vector (`mla_attention.py`,
+                        // `MLACommonBackend.customize_spec`).
+                        bits.bytes(width) + 2 * u64::from(bits.beside)
+                    }
+                    Some(LaidOut::Eight) | None => plain + plain.div_ceil(128) * 4 + rotary * 2,
                 };
                 Some(vector + u64::from(index))
             }
@@ -141,53 +166,6 @@ impl Keeps {
     }
 }
 
-/// How cached values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheBits {
-    /// Bits of a value.
-    pub each: u32,
-    /// Bits of 16 of them with their blocks' scales (llama.cpp's `q8_0` has 8.5 bits a value).
-    pub sixteen: u32,
-    /// Bytes beside each head's key and value: a scale of 32 bits with vLLM's `…_per_token_head`
-    /// (`v1/kv_cache_interface.py`, `AttentionSpec.unpadded_page_size_bytes`).
-    pub beside: u32,
-    /// Latent vectors are laid out as for sparse attention, whatever theirs is (`MLAAttentionSpec.real_page_size_bytes`).
-    pub laid_out: bool,
-}
-
-impl CacheBits {
-    /// Half precision.
-    pub const HALF: Self = Self::of(16, 256);
-
-    const fn of(each: u32, sixteen: u32) -> Self {
-        Self { each, sixteen, beside: 0, laid_out: false }
-    }
-
-    /// The type of this name; none if unknown. `auto` is none as well: it follows the model.
-    pub fn named(name: &str) -> Option<Self> {
-        Some(match name.to_ascii_lowercase().as_str() {
-            "f16" | "bf16" | "fp16" | "bfloat16" | "float16" | "half" => Self::HALF,
-            "fp8" | "fp8_e4m3" | "fp8_e5m2" | "int8" | "fp8_inc" | "f8" => Self::of(8, 128),
-            "fp8_ds_mla" => Self { laid_out: true, ..Self::of(8, 128) },
-            "int8_per_token_head" | "fp8_per_token_head" => Self { beside: 4, ..Self::of(8, 128) },
-            "int4_per_token_head" => Self { beside: 4, ..Self::of(4, 64) },
-            "f32" | "fp32" | "float32" => Self::of(32, 512),
-            "q8_0" => Self::of(8, 136),
-            "q5_0" => Self::of(5, 88),
-            "q5_1" => Self::of(5, 96),
-            "q4_0" | "iq4_nl" => Self::of(4, 72),
-            "q4_1" => Self::of(4, 80),
-            "nvfp4" | "fp4_e2m1" | "fp4" => Self::of(4, 72),
-            _ => return None,
-        })
-    }
-
-    /// Bytes of so many values.
-    pub fn bytes(self, values: u64) -> u64 {
-        values.saturating_mul(u64::from(self.sixteen)).div_ceil(128)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -207,6 +185,39 @@ mod tests {
         let latent = Keeps::Latent { width: 576, rotary: 64, index: 0, sparse: false };
         let token = |name: &str| latent.per_token(8, CacheBits::named(name).unwrap()).unwrap();
         assert_eq!((token("fp8"), token("fp8_ds_mla")), (576, 656));
+        // 512 values of 4 bits, 32 scales, 64 values of 8 bits.
+        assert_eq!((token("nvfp4_ds_mla"), token("int8_per_token_head")), (352, 576 + 8));
+        let sparse = Keeps::Latent { width: 576, rotary: 64, index: 132, sparse: true };
+        let token = |name: &str| sparse.per_token(8, CacheBits::named(name).unwrap()).unwrap();
+        assert_eq!((token("fp8"), token("nvfp4_ds_mla")), (656 + 132, 352 + 132));
+    }
+
+    /// Slots of vLLM's `TurboQuant` and `UltraQuant` for heads of 64, 128 and 256.
+    #[test]
+    fn keys_and_values_of_a_head_are_packed_into_one_slot() {
+        for (name, slots) in [
+            ("turboquant_k8v4", [100, 196, 388]),
+            ("turboquant_4bit_nc", [70, 134, 262]),
+            ("turboquant_k3v4_nc", [62, 118, 230]),
+            ("turboquant_3bit_nc", [54, 102, 198]),
+            ("ultraquant_4bit", [68, 136, 272]),
+        ] {
+            let bits = CacheBits::named(name).unwrap();
+            let of = |width| {
+                let keeps =
+                    Keeps::Attention { kv_heads: 8, key: width, value: width, window: None };
+                keeps.per_token(4, bits).unwrap()
+            };
+            assert_eq!([64, 128, 256].map(of), slots.map(|slot| 2 * slot), "{name}");
+            assert!((3..=6).contains(&bits.each), "{name}");
+        }
+        let layer = LayerCache::new(
+            0,
+            Keeps::Attention { kv_heads: 8, key: 128, value: 128, window: None },
+        );
+        let bits = CacheBits::named("turboquant_3bit_nc").unwrap();
+        assert_eq!(layer.per_token(1, bits), Some(8 * 102));
+        assert_eq!(LayerCache { half: true, ..layer }.per_token(1, bits), Some(4_096));
     }
 
     #[test]

@@ -151,6 +151,9 @@ pub fn predict(facts: &ModelFacts, setup: &Setup) -> Prediction {
         notes.push("its checkpoint asks for a cache of 8 bits".to_owned());
     }
     let mut caches = kept::caches(facts, rules);
+    if bits.packed.is_some() && rules.pool == Pool::Groups {
+        kept::ends_in_half(&mut caches, facts);
+    }
     // In the order of layers, so that a stage's are side by side.
     caches.sort_by_key(|c| c.layer);
     let block = block_of(&caches, setup, setup.attention(facts), bits);
@@ -272,8 +275,8 @@ fn block_of(caches: &[LayerCache], setup: &Setup, ranks: u64, bits: CacheBits) -
         return block;
     }
     let state = caches.iter().map(|c| c.keeps.per_request(ranks)).max().unwrap_or(0);
-    let token = caches.iter().filter_map(|c| c.keeps.per_token(ranks, bits)).max();
-    let latent = caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
+    let token = caches.iter().filter_map(|c| c.per_token(ranks, bits)).max();
+    let latent = caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { width: 1.., .. }));
     let step = if latent { block.max(128) } else { block };
     match token.filter(|t| *t > 0 && state > 0) {
         Some(token) => block.max(step * state.div_ceil(step * token)),
@@ -301,7 +304,7 @@ fn one_rank(
         caches
             .iter()
             .filter(|c| !(beyond && c.keeps.window().is_some()))
-            .filter_map(|c| c.keeps.per_token(attention, bits))
+            .filter_map(|c| c.per_token(attention, bits))
             .fold(0u64, u64::saturating_add)
     };
     let state = caches.iter().map(|c| c.keeps.per_request(attention)).fold(0, u64::saturating_add);

@@ -137,10 +137,10 @@ fn caches(facts: &ModelFacts, header: &GgufHeader) -> Vec<LayerCache> {
         let (attends, state) = kind(header, facts, at, heads);
         if attends && heads > 0 && layer < own {
             caches.extend(
-                attention(header, facts, at, heads).map(|keeps| LayerCache { layer, keeps }),
+                attention(header, facts, at, heads).map(|keeps| LayerCache::new(layer, keeps)),
             );
         }
-        caches.extend(state.map(|keeps| LayerCache { layer, keeps }));
+        caches.extend(state.map(|keeps| LayerCache::new(layer, keeps)));
     }
     caches
 }

@@ -179,7 +179,7 @@ impl Shapes {
                     window: own.and_then(|c| c.keeps.window()).map(small),
                 }
             };
-            LayerCache { layer: *layer, keeps }
+            LayerCache::new(*layer, keeps)
         });
         let list: Vec<LayerCache> = list.collect();
         // Layers without keys of their own share another's, or keep something else.

@@ -193,7 +193,7 @@ impl Build<'_> {
     }
 
     fn keeps(&mut self, layer: u64, keeps: Keeps) {
-        self.caches.push(LayerCache { layer: u32::try_from(layer).unwrap_or(u32::MAX), keeps });
+        self.caches.push(LayerCache::new(u32::try_from(layer).unwrap_or(u32::MAX), keeps));
     }
 
     /// Numbers of experts that an architecture that is not known may mean otherwise: where they alone make it what it is,

@@ -36,6 +36,19 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
     facts.caches.iter().filter(|c| paged(c) == only_pages).map(kept).collect()
 }
 
+/// Where keys and values of a head are packed, the first two and the last two layers keep theirs as they are, unless
+/// others keep states (vLLM `layers/quantization/turboquant/config.py`, `get_boundary_skip_layers`).
+pub(super) fn ends_in_half(caches: &mut [LayerCache], facts: &ModelFacts) {
+    let layers = facts.layers.unwrap_or(0);
+    let ends = (layers / 2).min(2);
+    if caches.iter().any(|c| matches!(c.keeps, Keeps::State { .. })) {
+        return;
+    }
+    for cache in caches {
+        cache.half = cache.layer < ends || cache.layer + ends >= layers;
+    }
+}
+
 /// Architectures for which `SGLang` has a pool of its own for layers with a window
 /// (`configs/model_config.py`, `is_hybrid_swa_model`), without marks and in small letters. Layers of all others
 /// keep every token.
@@ -71,4 +84,33 @@ fn ignores_windows(facts: &ModelFacts) -> bool {
     facts.format != ModelFormat::Gguf
         && attention.peek().is_some()
         && attention.all(|c| c.keeps.window().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use crate::model::cache::CacheBits;
+    use crate::model::estimate::tests::{facts, rules};
+    use crate::model::estimate::{Setup, predict};
+
+    /// vLLM's `TurboQuant`: 134 bytes of each head of 128, and four layers as they are, but not beside states.
+    #[test]
+    fn the_ends_of_a_model_are_not_packed() {
+        let kept = |json: &str, tensor: u64, pipeline: u64| -> Vec<u64> {
+            let cache = CacheBits::named("turboquant_4bit_nc");
+            let setup = Setup { cache, tensor, pipeline, ..Setup::new(rules("vllm")) };
+            let ranks = predict(&facts(json), &setup).ranks;
+            ranks.iter().map(|r| r.cache_per_token.value).collect()
+        };
+        let llama = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","dtype":"bfloat16",
+            "num_hidden_layers":32,"hidden_size":4096,"num_attention_heads":32,"num_key_value_heads":8}"#;
+        let (packed, whole) = (8 * 134, 8 * 2 * 2 * 128);
+        assert_eq!(kept(llama, 1, 1), [28 * packed + 4 * whole]);
+        assert_eq!(kept(llama, 2, 1), [(28 * packed + 4 * whole) / 2; 2]);
+        assert_eq!(kept(llama, 1, 2), [14 * packed + 2 * whole; 2]);
+        // Three layers have no middle: one of each end.
+        assert_eq!(kept(&llama.replace(":32,\"h", ":3,\"h"), 1, 1), [packed + 2 * whole]);
+        let hybrid = r#"{"architectures":["Qwen3NextForCausalLM"],"model_type":"qwen3_next","dtype":"bfloat16"}"#;
+        assert_eq!(kept(hybrid, 1, 1), [12 * 2 * 262]);
+    }
 }

@@ -36,12 +36,12 @@ struct Groups {
 }
 
 impl PoolOf<'_> {
-    fn per_token(&self, keeps: Keeps) -> u64 {
-        keeps.per_token(self.tensor, self.bits).unwrap_or(0)
+    fn per_token(&self, cache: LayerCache) -> u64 {
+        cache.per_token(self.tensor, self.bits).unwrap_or(0)
     }
 
     fn all_tokens(&self) -> u64 {
-        self.caches.iter().map(|c| self.per_token(c.keeps)).fold(0, u64::saturating_add)
+        self.caches.iter().map(|c| self.per_token(*c)).fold(0, u64::saturating_add)
     }
 
     fn states(&self) -> u64 {
@@ -83,7 +83,7 @@ impl PoolOf<'_> {
         for cache in self.caches {
             let state = matches!(cache.keeps, Keeps::State { .. });
             let window = cache.keeps.window();
-            let token = self.per_token(cache.keeps);
+            let token = self.per_token(*cache);
             let alike = |k: &&mut Kind| k.state == state && k.window == window && k.token == token;
             match kinds.iter_mut().find(alike) {
                 Some(kind) => kind.layers += 1,
@@ -158,9 +158,7 @@ impl PoolOf<'_> {
             .caches
             .iter()
             .map(|c| {
-                self.per_token(c.keeps)
-                    .saturating_mul(self.block)
-                    .max(c.keeps.per_request(self.tensor))
+                self.per_token(*c).saturating_mul(self.block).max(c.keeps.per_request(self.tensor))
             })
             .max()
             .unwrap_or(1);
@@ -206,7 +204,7 @@ impl PoolOf<'_> {
                 let sum = self
                     .caches
                     .iter()
-                    .map(|c| self.per_token(c.keeps).saturating_mul(tokens(c.keeps)))
+                    .map(|c| self.per_token(*c).saturating_mul(tokens(c.keeps)))
                     .fold(0, u64::saturating_add);
                 Bar::exact(sum.saturating_add(self.kept_states()))
             }
@@ -267,7 +265,7 @@ impl PoolOf<'_> {
                     .caches
                     .iter()
                     .filter(|c| c.keeps.window().is_some())
-                    .map(|c| self.per_token(c.keeps))
+                    .map(|c| self.per_token(*c))
                     .sum();
                 let hybrid = whole(all - windows + mul_div(windows, 8, 10));
                 (hybrid, plain, hybrid.max(plain))
@@ -279,7 +277,7 @@ impl PoolOf<'_> {
                         .filter(|c| c.keeps.window().is_some() == windows)
                         .map(|c| {
                             let cells = c.keeps.window().map_or(1, |w| self.window_cells(w));
-                            self.per_token(c.keeps).saturating_mul(cells)
+                            self.per_token(*c).saturating_mul(cells)
                         })
                         .fold(0, u64::saturating_add)
                 };
