@@ -112,7 +112,9 @@ impl PoolOf<'_> {
     }
 
     /// Groups of the engine's versions: those whose logs are known, and those since about 0.30, where two steps
-    /// may be under way at a time (`max_in_flight_tokens` of `async_scheduling`).
+    /// may be under way at a time (`max_in_flight_tokens` of `async_scheduling`), and a request may have a third
+    /// state: Kimi's delta attention since 0.30, Mamba-2 since 0.32, gated delta networks since 0.33
+    /// (`num_prefill_checkpoint_blocks`).
     fn versions(&self) -> [Groups; 2] {
         [self.groups(1), self.groups(2)]
     }
@@ -133,9 +135,12 @@ impl PoolOf<'_> {
             };
         }
         let kinds = self.kinds();
+        // Without attention nothing is kept for the next request with the same beginning.
+        let alone = kinds.iter().all(|k| k.state);
         let blocks = |kind: &Kind, block: u64| match (kind.state, kind.window) {
+            (true, _) if alone => 1,
             // A state, and the one it is being made from (`mamba_cache_mode = align`).
-            (true, _) => 2,
+            (true, _) => 1 + steps,
             (false, Some(window)) => {
                 (window.saturating_sub(1) + batch).min(self.context).div_ceil(block) + 1
             }
@@ -184,10 +189,12 @@ impl PoolOf<'_> {
         }
         match rules.pool {
             Pool::Groups => {
-                let [value, other] = self
-                    .versions()
-                    .map(|of| of.blocks_per_request.saturating_mul(of.bytes_per_block));
-                Bar { value, low: value.min(other), high: value.max(other) }
+                let needs = |of: &Groups| of.blocks_per_request.saturating_mul(of.bytes_per_block);
+                let [first, later] = self.versions();
+                let (value, other) = (needs(&first), needs(&later));
+                // Since about 0.30 the block that stands for none is not counted on (`get_kv_cache_configs`).
+                let reserved = other.saturating_add(later.bytes_per_block);
+                Bar { value, low: value.min(other), high: value.max(reserved) }
             }
             Pool::Tokens | Pool::Cells => {
                 let all = match rules.pool {
