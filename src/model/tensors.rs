@@ -330,7 +330,8 @@ pub(super) fn is_vocabulary(word: &str) -> bool {
 
 /// Parts of names of what every rank has: norms, the index of sparse attention, what compresses tokens, mixes
 /// streams, and the table that chooses experts (`DeepSeek` V4).
-const WHOLE: [&str; 6] = ["indexer", "norm", "ln_", ".compressor.", ".hc_", "tid2eid"];
+const WHOLE: [&str; 8] =
+    ["indexer", "norm", "ln_", ".compressor.", ".hc_", "_hc.", "hyper_connection", "tid2eid"];
 
 /// How tensor parallelism divides a tensor.
 pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
@@ -348,6 +349,10 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
         return Split::Experts;
     }
     if WHOLE.iter().any(|part| name.contains(part)) {
+        return Split::Whole;
+    }
+    // What joins a table of sequences of words (Qwen 4); the table itself is divided.
+    if name.contains(".ple.") && word != "ngram_embedding" {
         return Split::Whole;
     }
     match word {
@@ -370,6 +375,8 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
         | "fc2_latent_proj"
         | "routed_expert_down_proj"
         | "routed_expert_up_proj"
+        | "pre_expert_proj"
+        | "post_expert_proj"
         | "self_attention_res_proj"
         | "mlp_res_proj"
         | "output_attn_res_proj"

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, conf::whole, gemma4, state};
+use super::{Build, Certainty, Keeps, conf::Conf, conf::whole, gemma4, qwen4, state};
 use crate::model::quant::CacheScales;
 
 /// Biases of the projections: of queries, keys and values, and of the output.
@@ -65,6 +65,7 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         | "qwen3_next"
         | "qwen3_5_text"
         | "qwen3_5_moe_text"
+        | qwen4::KIND
         | "qwen3_vl_text"
         | "qwen3_vl_moe_text"
         | "qwen3_omni_moe_text"
@@ -82,6 +83,10 @@ fn query_norm(conf: &Conf<'_>) -> QueryNorm {
         | "afmoe"
         | "step3p7"
         | "step3p5"
+        | "flint"
+        | "kolibri1"
+        | "laguna"
+        | "mellum"
         | "minimax_m3_vl_text" => QueryNorm::Head,
         "hunyuan_v1_dense" | "hunyuan_v1_moe" | "hunyuan" => {
             if conf.flag("use_qk_norm") == Some(false) { QueryNorm::None } else { QueryNorm::Head }
@@ -185,7 +190,7 @@ fn has_index(conf: &Conf<'_>, layer: u64) -> bool {
 /// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by
 /// the name of `DeepSeek`'s that vLLM gives it, and Mistral's own format, which has no name for it. Of all others
 /// it makes keys and values of every head, and keeps those.
-const LATENT_IN_VLLM: [&str; 14] = [
+const LATENT_IN_VLLM: [&str; 16] = [
     "",
     "axk1",
     "bailing_hybrid",
@@ -194,7 +199,9 @@ const LATENT_IN_VLLM: [&str; 14] = [
     "deepseek_v32",
     "deepseek_v4",
     "glm4_moe_lite",
+    "glm5_next_text",
     "glm_moe_dsa",
+    "hy_v4",
     "kimi_k2",
     "kimi_linear",
     "longcat_flash",
@@ -273,11 +280,16 @@ impl Build<'_> {
             key = other("head_dim").map_or(key, |n| n.min(1 << 14));
             value = key;
         }
+        if conf.is(&["laguna"]) {
+            let at = usize::try_from(layer).unwrap_or(usize::MAX);
+            let listed = conf.numbers("num_attention_heads_per_layer");
+            heads = listed.and_then(|l| l.get(at).copied()).map_or(heads, |n| n.min(1 << 14));
+        }
         let shares = shares_keys(conf, layer);
         let (bias, out_bias) = biases(conf);
         let at = format!("{at}.{name}");
-        // Queries of Qwen3-Next and Qwen3.5 come with a gate of the same size.
-        let gated = conf.is(&["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
+        // Queries of Qwen3-Next, Qwen3.5 and Qwen 4 come with a gate of the same size.
+        let gated = conf.is(&["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", qwen4::KIND])
             && conf.flag("attn_output_gate") != Some(false);
         let query = heads * key * if gated { 2 } else { 1 };
         match conf.kind.as_str() {
@@ -314,11 +326,22 @@ impl Build<'_> {
             }
         }
         match conf.kind.as_str() {
-            "gpt_oss" => self.plain(&format!("{at}.sinks"), &[n.heads], 1),
+            "gpt_oss" | "granite_swa" | "granitemoe_swa" | "flint" => {
+                self.plain(&format!("{at}.sinks"), &[n.heads], 1);
+            }
+            // A gate of each head, or of each value.
+            "laguna" => {
+                let each = conf.flag("gating") == Some(true)
+                    || matches!(conf.text_of("gating"), Some("per-head"));
+                let rows = if each { heads } else { heads * key };
+                self.linear(&format!("{at}.g_proj"), rows, n.hidden, false);
+            }
             "mimo_v2_flash" if window.is_some() => {
                 self.plain(&format!("{at}.sinks"), &[n.heads], 1);
             }
-            "afmoe" => self.linear(&format!("{at}.gate_proj"), query, n.hidden, false),
+            "afmoe" | "muse_glimmer_text" | "muse_spark_text" => {
+                self.linear(&format!("{at}.gate_proj"), query, n.hidden, false);
+            }
             // Its files hold the frequencies that others make anew (`modeling_openpangu_dense.py`).
             "PanguEmbedded" => {
                 self.typed(&format!("{at}.rotary_emb.inv_freq"), &[key / 2], 1, ("F32", 4));
@@ -344,6 +367,9 @@ impl Build<'_> {
         }
         if conf.is(&["minimax_m3_vl_text"]) {
             self.block_index(&at, layer);
+        }
+        if conf.is(&[qwen4::KIND]) {
+            self.qwen4_index(&at, layer);
         }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let keeps = Keeps::Attention {
@@ -427,6 +453,9 @@ impl Build<'_> {
         if conf.on("mla_use_output_gate") {
             self.linear(&format!("{at}.g_proj"), n.heads * value, n.hidden, false);
         }
+        if conf.is(&["hy_v4"]) {
+            self.gate_and_sinks(at, n.heads * value);
+        }
         let mut index = 0;
         if let Some((heads, dim)) = conf
             .number(&["index_n_heads"])
@@ -440,7 +469,8 @@ impl Build<'_> {
             self.plain(&format!("{at}.indexer.k_norm.bias"), &[dim], 1);
             self.plain(&format!("{at}.indexer.weights_proj.weight"), &[heads, n.hidden], 1);
             // vLLM `DeepseekV32IndexerCache`: 8-bit keys and a 32-bit scale of each 128.
-            index = dim + dim.div_ceil(128) * 4;
+            let pooled = self.pooled_index(&format!("{at}.indexer"), dim);
+            index = (dim + dim.div_ceil(128) * 4).div_ceil(pooled);
         }
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         if keep {

@@ -1,14 +1,23 @@
 //! Layers that hold more than one of something: two attentions and feed-forward layers around experts
-//! (`LongCat`), one transformer that many Mamba layers call (Zamba 2).
+//! (`LongCat`), one transformer that many Mamba layers call (Zamba).
 
 use serde_json::Value;
 
 use super::{Build, Keeps, conf::Conf};
 
-/// Whether a layer of Zamba 2 calls a shared transformer, and which of them: its number among such.
+/// Whether a layer of Zamba calls a shared transformer, and which of them: its number among such. Where the first
+/// Zamba does not list them, the third does and after it one of each six (`configuration_zamba.py`).
 pub(super) fn zamba_call(conf: &Conf<'_>, layer: u64) -> Option<u64> {
+    let get = |key: &str, usual: u64| conf.number(&[key]).unwrap_or(usual);
     let called: Vec<u64> = match conf.numbers("hybrid_layer_ids") {
         Some(list) => list,
+        None if conf.is(&["zamba"]) && conf.list("layers_block_type").is_none() => {
+            let (period, offset) = (get("attn_layer_period", 6), get("attn_layer_offset", 4));
+            let calls = |at: &u64| {
+                *at == 2 || at.checked_sub(3).is_some_and(|n| n % period.max(1) == offset)
+            };
+            (0..=layer).filter(calls).collect()
+        }
         None => (0u64..)
             .zip(conf.list("layers_block_type")?)
             .filter(|(_, kind)| {
@@ -43,7 +52,8 @@ impl Build<'_> {
         self.linears(&format!("{at}.mlp.experts.*.down_proj"), n.hidden, width, false, number);
     }
 
-    /// What a layer of Zamba 2 has besides its Mamba (`modeling_zamba2.py`).
+    /// What a layer of Zamba has besides its Mamba (`modeling_zamba.py`, `modeling_zamba2.py`); only the second adapts
+    /// the shared transformer to each layer that calls it.
     pub(super) fn zamba(&mut self, at: &str, layer: u64) {
         let (conf, n) = (self.conf, self.n);
         self.norm(&format!("{at}.input_layernorm"), n.hidden);
@@ -71,6 +81,9 @@ impl Build<'_> {
             self.linear(&format!("{at}.feed_forward.down_proj"), n.hidden, n.inner, bias);
             self.norm(&format!("{at}.input_layernorm"), wide);
             self.norm(&format!("{at}.pre_ff_layernorm"), n.hidden);
+        }
+        if conf.is(&["zamba"]) {
+            return;
         }
         if conf.on("use_shared_attention_adapter") {
             for part in ["q", "k", "v"] {

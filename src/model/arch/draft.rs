@@ -144,7 +144,8 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
             }
         }
         _ => {
-            if conf.stated(&["num_nextn_predict_layers"]).is_some_and(|n| n > 0) {
+            let keys = ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"];
+            if conf.stated(&keys).is_some_and(|n| n > 0) {
                 build.doubt(
                     Certainty::Close,
                     "its files may hold layers for speculative decoding besides, which are not counted",

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, conf, conf::Conf, conf::whole, deepseek_v4, state};
+use super::{Build, Certainty, conf, conf::Conf, conf::whole, deepseek_v4, qwen4, state};
 use crate::model::quant::Method;
 
 /// Whether the feed-forward layer has no gate: two matrices instead of three.
@@ -27,6 +27,7 @@ fn ungated(conf: &Conf<'_>) -> bool {
         "nanochat",
         "xglm",
         "biogpt",
+        "jais2",
     ])
 }
 
@@ -48,8 +49,8 @@ fn bias(conf: &Conf<'_>) -> bool {
 fn experts_name(conf: &Conf<'_>) -> &'static str {
     match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
-        | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01" | "grok1" | "arctic"
-        | "minimax_m3_vl_text" => "block_sparse_moe",
+        | "granitemoe_swa" | "minimax" | "minimax_m1" | "minimax_m2" | "minimax_text_01"
+        | "grok1" | "arctic" | "minimax_m3_vl_text" => "block_sparse_moe",
         "llama4_text" | "jamba" | "lfm2_moe" => "feed_forward",
         "nemotron_h" => "mixer",
         "dbrx" => "ffn",
@@ -72,10 +73,9 @@ pub(super) fn experts(conf: &Conf<'_>) -> Option<(u64, u64)> {
         .filter(|n| *n > 1 && *n <= 1 << 16)?;
     let width = match conf.kind.as_str() {
         "mixtral" | "phimoe" | "granitemoe" | "granitemoeshared" | "granitemoehybrid"
-        | "gpt_oss" | "llama4_text" | "minimax" | "minimax_m1" | "minimax_m2"
-        | "minimax_m3_vl_text" | "minimax_text_01" | "jamba" | "olmoe" | "flex_olmo" | "arctic" => {
-            conf.number(&["intermediate_size"])
-        }
+        | "granitemoe_swa" | "gpt_oss" | "llama4_text" | "minimax" | "minimax_m1"
+        | "minimax_m2" | "minimax_m3_vl_text" | "minimax_text_01" | "jamba" | "olmoe"
+        | "flex_olmo" | "arctic" => conf.number(&["intermediate_size"]),
         _ => None,
     };
     let listed = || conf.list("moe_intermediate_size")?.first().and_then(whole);
@@ -270,6 +270,7 @@ impl Build<'_> {
             self.linear(&format!("{at}.fc2_latent_proj"), hidden, seen, bias(conf));
         }
         let seen = self.kimi_latent(&at, seen);
+        let seen = self.muse_latent(&at, seen);
         if !ungated(conf) {
             self.expert(&format!("{at}.experts.*.gate_proj"), width, seen, number);
         }
@@ -365,6 +366,11 @@ impl Build<'_> {
             | "afmoe"
             | "axk1"
             | "exaone_moe"
+            | "glm5_next_text"
+            | "hy_v4"
+            | "kolibri1"
+            | "laguna"
+            | "muse_spark_text"
             | "ernie4_5_vl_moe_text" => conf.text_of("topk_method").is_none_or(|m| m == "noaux_tc"),
             "deepseek_v4" => !deepseek_v4::has_table(conf, at),
             "minimax_m2" | "minimax_m3_vl_text" => conf.flag("use_routing_bias") != Some(false),
@@ -411,14 +417,17 @@ impl Build<'_> {
         let get = |key: &str| conf.number(&[key]).unwrap_or(0);
         let (name, width) = match conf.kind.as_str() {
             "llama4_text" => ("shared_expert", width),
-            "qwen2_moe" | "qwen3_next" | "qwen3_5_moe_text" => {
+            "qwen2_moe" | "qwen3_next" | "qwen3_5_moe_text" | qwen4::KIND => {
                 ("shared_expert", get("shared_expert_intermediate_size"))
             }
-            "granitemoeshared" => {
+            "granitemoeshared" | "granitemoe_swa" => {
                 let width = get("shared_intermediate_size");
                 self.linear(&format!("{base}.shared_mlp.input_linear"), 2 * width, hidden, false);
                 self.linear(&format!("{base}.shared_mlp.output_linear"), hidden, width, false);
                 return;
+            }
+            "flint" | "kolibri1" | "laguna" => {
+                ("shared_experts", get("shared_expert_intermediate_size"))
             }
             "nemotron_h" => (
                 "shared_experts",
@@ -459,7 +468,7 @@ impl Build<'_> {
         }
         self.linear(&format!("{at_shared}.up_proj"), width, hidden, bias);
         self.linear(&format!("{at_shared}.down_proj"), hidden, width, bias);
-        if conf.is(&["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]) {
+        if conf.is(&["qwen2_moe", "qwen3_next", "qwen3_5_moe_text", qwen4::KIND]) {
             self.table(&format!("{at}.shared_expert_gate"), 1, hidden);
         }
     }

@@ -16,9 +16,13 @@ mod ending;
 mod gemma3n;
 mod gemma4;
 mod griffin;
+mod hrm;
 mod mlp;
+mod muse;
 mod numbers;
 mod openelm;
+mod qwen4;
+mod recent;
 mod state;
 mod unread;
 mod unstated;
@@ -246,6 +250,7 @@ fn norm_bias(conf: &Conf<'_>) -> bool {
         "phi3small",
         "xglm",
         "biogpt",
+        "jais2",
     ])
 }
 
@@ -298,6 +303,11 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             "its architecture is known in part: weights are those of a usual decoder with its numbers",
         );
     }
+    let whole = top.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if LARGER.contains(&whole) {
+        let why = "its layers and towers for images are known in part: it may be twice as large";
+        build.doubt_by(Certainty::Guess, (400, 1_000), why);
+    }
     for key in ["num_attention_heads", "num_key_value_heads", "intermediate_size"] {
         let apart = conf.is(&["gemma3n_text", "nemotron-nas"]);
         if conf.list(key).is_some() && conf.stated(&[key]).is_none() && !apart {
@@ -306,6 +316,11 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
     }
     if conf.is(&["minimax_m3_vl_text"]) {
         let why = "what engines keep for its index of blocks is estimated";
+        build.doubt_by(Certainty::Close, (0, 0), why);
+    }
+    if conf.is(&["glm5_next_text", qwen4::KIND]) {
+        let why =
+            "what engines keep for its index beside the keys of whole pools is small, and left out";
         build.doubt_by(Certainty::Close, (0, 0), why);
     }
     if n.unstated && !conf.is(&encoder::KINDS) {
@@ -358,6 +373,9 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
         build.encoder_decoder(top, tied, ending);
     } else if conf.is(&["openelm"]) {
         build.openelm(tied || ending != Ending::Words);
+    } else if conf.is(&["hrm_text"]) {
+        build.hrm();
+        build.end(tied, ending);
     } else {
         build.embedding();
         for layer in 0..n.layers {
@@ -404,8 +422,8 @@ pub fn blueprint(top: &Map<String, Value>, quantisation: &Quantisation) -> Optio
             "the names that its quantisation lists are too many or too involved to follow",
         );
     }
-    // M3's index has keys of its own, beside those of attention.
-    let latent = !conf.is(&["minimax_m3_vl_text"])
+    // The index of M3 and of Qwen 4 has keys of its own, beside those of attention.
+    let latent = !conf.is(&["minimax_m3_vl_text", qwen4::KIND])
         && build.caches.iter().any(|c| matches!(c.keeps, Keeps::Latent { .. }));
     Some(Blueprint {
         layout: Layout {
@@ -518,7 +536,11 @@ const IN_32_BITS: [&str; 23] = [
 ];
 
 /// Families whose defaults are known, but not all their parts.
-const PARTLY: [&str; 6] = ["doge", "zamba", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];
+const PARTLY: [&str; 5] = ["doge", "aria_text", "bailing_hybrid", "diffllama", "bitnet"];
+
+/// Families with parts of which little is known, and which may be as large as the rest: layers that attend to images, and
+/// towers whose layers grow wider towards their end.
+const LARGER: [&str; 2] = ["idefics", "inkling_mm_model"];
 
 impl Build<'_> {
     fn embedding(&mut self) {
@@ -570,6 +592,10 @@ impl Build<'_> {
         match conf.kind.as_str() {
             "longcat_flash" => return self.longcat(&at, layer),
             "recurrent_gemma" => return self.griffin(&at, layer),
+            "zamba" => {
+                self.state(&at, layer, state::Mixer::Mamba1);
+                return self.zamba(&at, layer);
+            }
             "zamba2" => {
                 self.state(&at, layer, state::Mixer::Mamba2);
                 return self.zamba(&at, layer);
@@ -607,6 +633,12 @@ impl Build<'_> {
                 self.streams(&at);
                 self.v4_table(&at);
             }
+            "hy_v4" | "glm5_next_text" => self.recent_streams(&at),
+            "muse_spark_text" => self.muse_gates(&at),
+            qwen4::KIND => {
+                self.qwen4_streams(&at);
+                self.qwen4_table(&at, layer);
+            }
             _ => {}
         }
     }
@@ -614,24 +646,31 @@ impl Build<'_> {
     fn layer_norms(&mut self, at: &str, layer: u64) {
         let n = self.n;
         let names: &[&str] = match self.conf.kind.as_str() {
-            "olmo" | "nanochat" => &[],
+            "olmo" | "nanochat" | qwen4::KIND => &[],
             "cohere" | "cohere2" | "cohere2_moe" | "phi" | "gptj" => &["input_layernorm"],
             "gemma2"
             | "gemma3_text"
             | "gemma3n_text"
             | "gemma4_text"
             | "gemma4_unified_text"
+            | "muse_glimmer_text"
             | "afmoe" => &[
                 "input_layernorm",
                 "post_attention_layernorm",
                 "pre_feedforward_layernorm",
                 "post_feedforward_layernorm",
             ],
+            "muse_spark_text" => {
+                &["input_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+            }
             "arctic" if mlp::has_residual(self.conf, layer) => {
                 &["input_layernorm", "post_attention_layernorm", "residual_layernorm"]
             }
             "grok1" => &["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm"],
-            "glm4" | "glm4v_text" => &[
+            "hyperclovax" if self.conf.flag("use_post_norm") != Some(false) => {
+                &["input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2"]
+            }
+            "glm4" | "glm4v_text" | "kolibri1" => &[
                 "input_layernorm",
                 "post_attention_layernorm",
                 "post_self_attn_layernorm",
@@ -676,11 +715,17 @@ impl Build<'_> {
         let n = self.n;
         let before = self.conf.flag("do_layer_norm_before") != Some(false);
         let removed = self.conf.is(&["opt"]) && self.conf.on("_remove_final_layer_norm");
-        if !self.conf.is(&["olmo", "nanochat"]) && before && !removed {
+        if !self.conf.is(&["olmo", "nanochat", "hrm_text", qwen4::KIND]) && before && !removed {
             self.norm("model.norm", n.hidden);
         }
         if self.conf.is(&["deepseek_v4"]) {
             self.stream_end("model");
+        }
+        if self.conf.is(&["hy_v4"]) {
+            self.recent_stream_end();
+        }
+        if self.conf.is(&[qwen4::KIND]) {
+            self.qwen4_end();
         }
         if self.conf.is(&["kimi_linear"]) {
             self.attends_to_layers("model", ["output_attn_res"]);

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, conf::MAX_LIST, conf::whole};
+use super::{Build, Certainty, Keeps, conf::Conf, conf::MAX_LIST, conf::whole, qwen4};
 
 /// What mixes tokens in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +94,17 @@ pub(super) fn kind(conf: &Conf<'_>, layer: u64) -> Kind {
             };
             either(!is_delta, Mixer::KimiDelta)
         }
+        qwen4::KIND => either(
+            listed("layer_types").map_or(
+                (layer + 1).is_multiple_of(get("full_attention_interval", 4).max(1)),
+                |kind| kind != "linear_attention",
+            ),
+            Mixer::Delta,
+        ),
+        "glm5_next_text" => either(
+            listed("layer_types").map_or(layer % 4 == 3, |kind| kind != "linear_attention"),
+            Mixer::KimiDelta,
+        ),
         "minimax" | "minimax_text_01" | "minimax_m1" => {
             let full = match (listed("layer_types"), conf.numbers("attn_type_list")) {
                 (Some(kind), _) => kind == "full_attention",
@@ -173,7 +184,8 @@ impl Build<'_> {
         let conf = self.conf;
         let hidden = self.n.hidden;
         let get = |keys: &[&str], usual: u64| conf.number(keys).unwrap_or(usual);
-        let alone = !conf.is(&["jamba"]);
+        // Those of Zamba have several heads in one matrix, and are as wide as Jamba's.
+        let alone = !conf.is(&["jamba", "zamba"]);
         let expand = get(&["mamba_expand", "expand"], 2).min(64);
         let inner = if alone {
             conf.stated(&["intermediate_size"]).unwrap_or(expand * hidden)
@@ -198,7 +210,7 @@ impl Build<'_> {
         self.linear(&format!("{at}.x_proj"), rank + 2 * state, inner, false);
         self.linear(&format!("{at}.dt_proj"), inner, rank, true);
         self.linear(&format!("{at}.out_proj"), hidden, inner, bias);
-        if !alone {
+        if conf.is(&["jamba"]) {
             self.plain(&format!("{at}.dt_layernorm.weight"), &[rank], 1);
             self.plain(&format!("{at}.b_layernorm.weight"), &[state], 1);
             self.plain(&format!("{at}.c_layernorm.weight"), &[state], 1);
@@ -318,11 +330,14 @@ impl Build<'_> {
     fn kimi_delta(&mut self, at: &str, layer: u64) {
         let hidden = self.n.hidden;
         let inside = self.conf.object("linear_attn_config");
-        let get = |key: &str, usual: u64| {
-            inside.and_then(|c| c.get(key)).and_then(whole).unwrap_or(usual)
+        // GLM 5 Next states the same numbers beside all others.
+        let get = |key: &str, beside: &str, usual: u64| {
+            let stated = inside.and_then(|c| c.get(key)).and_then(whole);
+            stated.or_else(|| self.conf.number(&[beside])).unwrap_or(usual)
         };
-        let (heads, width) = (get("num_heads", 32), get("head_dim", 128));
-        let kernel = get("short_conv_kernel_size", 4).min(1 << 10);
+        let heads = get("num_heads", "linear_num_heads", 32).min(1 << 14);
+        let width = get("head_dim", "linear_head_dim", 128).min(1 << 14);
+        let kernel = get("short_conv_kernel_size", "linear_conv_kernel_dim", 4).min(1 << 10);
         let all = heads * width;
         let at = format!("{at}.self_attn");
         for name in ["q_proj", "k_proj", "v_proj"] {

@@ -4,6 +4,7 @@ mod audio;
 mod deepseek_ocr;
 mod joiners;
 mod minicpmo;
+mod muse;
 mod own_code;
 mod phi4mm;
 mod published;
@@ -124,9 +125,15 @@ fn tower(build: &mut Build<'_>, top: &Map<String, Value>, kind: &str, vision: &C
     match (kind, vision.kind.as_str()) {
         (_, "qwen2_vl_vision") | ("qwen2_vl", _) => tower.qwen2(),
         (_, "qwen2_5_vl_vision") | ("qwen2_5_vl", _) => tower.qwen25(),
-        ("qwen3_vl" | "qwen3_vl_moe" | "qwen3_5" | "qwen3_5_moe" | "qwen3_omni_moe_thinker", _) => {
-            tower.qwen3();
-        }
+        (
+            "qwen3_vl"
+            | "qwen3_vl_moe"
+            | "qwen3_5"
+            | "qwen3_5_moe"
+            | "qwen3_omni_moe_thinker"
+            | "qwen4_exp",
+            _,
+        ) => tower.qwen3(),
         ("qwen2_5_omni_thinker", _) => tower.qwen25(),
         ("ernie4_5_vl_moe", _) => tower.ernie(),
         ("minicpmv" | "minicpmo", _) if whole.is(&["qwen2", "qwen3", "llama"]) => {
@@ -153,6 +160,7 @@ fn tower(build: &mut Build<'_>, top: &Map<String, Value>, kind: &str, vision: &C
         ("llama4", _) => tower.llama4(),
         ("internvl" | "internvl_chat" | "interns1", _) => tower.intern(kind),
         ("step3_vl", _) => tower.step3(top),
+        ("muse_glimmer" | "muse_spark", _) => tower.muse(top),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
         _ => tower.unknown(),
     }
