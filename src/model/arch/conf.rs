@@ -49,10 +49,11 @@ pub const NESTED: [&str; 5] =
 /// Falcon was `RefinedWeb` and `RefinedWebModel` before `transformers` had it (vLLM `configs/falcon.py`, `RWConfig`);
 /// these have defaults of their own, for 40B is always of what was to be the new architecture, and what a file of 7B
 /// is silent about is not so.
-const ALIASES: [(&str, &str); 12] = [
+const ALIASES: [(&str, &str); 13] = [
     ("RefinedWeb", "falcon"),
     ("RefinedWebModel", "falcon"),
     ("codegen", "gptj"),
+    ("glm_ocr_text", "glm4v_text"),
     ("hy_v4_vl_text", "hy_v4"),
     ("minimax_m3", "minimax_m3_vl_text"),
     ("solar", "llama"),

@@ -158,14 +158,15 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
 }
 
 impl Build<'_> {
-    /// GLM 4.6, which is told from 4.5 by its context alone.
+    /// GLM 4.6, which is told from 4.5 by its context alone, and from 4.7 by the older name for the type of its values.
     fn is_glm_46(&self) -> bool {
         self.conf.is(&["glm4_moe"])
             && self.conf.stated(&["max_position_embeddings"]) == Some(202_752)
+            && self.conf.given("dtype").is_none()
     }
 
-    /// The files of GLM 4.5 hold embedding and head of the layer for speculation, those of 4.6 do not (356,785,898,816
-    /// values are published), and their configurations do not tell.
+    /// The files of GLM 4.5 and 4.7 hold embedding and head of the layer for speculation (358 billion values), those of
+    /// 4.6 do not (356,785,898,816 values are published), and their configurations do not tell.
     fn glm_tables(&mut self, count: u64) {
         let n = self.n;
         let each = n.vocab.saturating_mul(n.hidden).saturating_mul(self.dtype.1);
@@ -261,26 +262,31 @@ mod tests {
     }
 
     /// GLM-4.5 and GLM-4.6, as published (of 4.6 the number of values; 14,400 of them are in 32 bits), which differ in
-    /// their context.
+    /// their context, and GLM-4.7, which is as large as the first, and differs from the second in the name of a key.
     #[test]
     fn glm_may_hold_two_more_tables() {
-        let of = |context: u64, drafts: u64| {
+        let of = |context: u64, dtype: &str, drafts: u64| {
             facts(&format!(
                 r#"{{"model_type":"glm4_moe","hidden_size":5120,"num_hidden_layers":92,"num_attention_heads":96,
                 "num_key_value_heads":8,"head_dim":128,"intermediate_size":12288,"moe_intermediate_size":1536,
                 "n_routed_experts":160,"n_shared_experts":1,"num_experts_per_tok":8,"first_k_dense_replace":3,
                 "vocab_size":151552,"attention_bias":true,"use_qk_norm":true,"tie_word_embeddings":false,
-                "torch_dtype":"bfloat16","num_nextn_predict_layers":{drafts},"max_position_embeddings":{context}}}"#
+                "{dtype}":"bfloat16","num_nextn_predict_layers":{drafts},"max_position_embeddings":{context}}}"#
             ))
         };
         let (five, six) = (716_675_611_392, 2 * 356_785_898_816 + 2 * 14_400);
-        for (context, value) in [(131_072, five), (202_752, six)] {
-            let model = of(context, 1);
+        let known = [
+            (131_072, "torch_dtype", five),
+            (202_752, "torch_dtype", six),
+            (202_752, "dtype", five),
+        ];
+        for (context, dtype, value) in known {
+            let model = of(context, dtype, 1);
             assert_eq!((model.weight_bytes.0, model.certainty), (value, Certainty::Close));
             let bar = predict(&model, &Setup::new(rules("vllm"))).weights;
             assert!(bar.low <= six && bar.high >= five, "{bar:?}");
             assert!(bar.high - bar.low < 10_000_000_000, "{bar:?}");
-            assert_eq!(of(context, 0).certainty, Certainty::Exact);
+            assert_eq!(of(context, dtype, 0).certainty, Certainty::Exact);
         }
     }
 }

@@ -667,6 +667,8 @@ impl Build<'_> {
                 &["input_layernorm", "post_attention_layernorm", "residual_layernorm"]
             }
             "grok1" => &["pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm"],
+            // Files have the third in every layer; engines use it where there are experts (vLLM `AXK1.py`).
+            "axk1" => &["input_layernorm", "post_attention_layernorm", "post_mlp_layernorm"],
             "hyperclovax" if self.conf.flag("use_post_norm") != Some(false) => {
                 &["input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2"]
             }

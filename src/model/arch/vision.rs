@@ -2,6 +2,7 @@
 
 mod audio;
 mod deepseek_ocr;
+mod glm_next;
 mod joiners;
 mod minicpmo;
 mod muse;
@@ -162,6 +163,7 @@ fn tower(build: &mut Build<'_>, top: &Map<String, Value>, kind: &str, vision: &C
         ("step3_vl", _) => tower.step3(top),
         ("muse_glimmer" | "muse_spark", _) => tower.muse(top),
         ("glm4v" | "glm4v_moe" | "glm46v", _) => tower.glm(),
+        ("glm_ocr" | "glm5_next", _) => tower.glm_next(),
         _ => tower.unknown(),
     }
 }
