@@ -13,7 +13,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
     match conf.kind.as_str() {
         // One more layer after the last, with embedding and head of its own.
         "deepseek_v3" | "deepseek_v32" | "glm4_moe" | "glm_moe_dsa" | "kimi_k2"
-        | "glm4_moe_lite" | "glm4v_moe_text" => {
+        | "glm4_moe_lite" | "glm4v_moe_text" | "glm5_next_text" => {
             let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);
             for layer in n.layers..n.layers + count {
                 let at = format!("model.layers.{layer}");
@@ -25,13 +25,17 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
                     build.plain(&format!("{at}.{norm}.weight"), &[n.hidden], 1);
                 }
                 build.plain(&format!("{at}.eh_proj.weight"), &[n.hidden, 2 * n.hidden], 1);
-                if !build.is_glm_46() {
+                if !build.is_glm_46() && !conf.is(&["glm5_next_text"]) {
                     build.plain(&format!("{at}.embed_tokens.weight"), &[n.vocab, n.hidden], 1);
                     build.plain(&format!("{at}.shared_head.head.weight"), &[n.vocab, n.hidden], 1);
                 }
             }
             if count > 0 && conf.is(&["glm4_moe"]) {
                 build.glm_tables(count);
+            }
+            if count > 0 && conf.is(&["glm5_next_text"]) {
+                let why = "whether its layer for speculation has an embedding and a head of its own is not known";
+                build.doubt_by(Certainty::Close, (0, 5), why);
             }
         }
         "deepseek_v4" => {

@@ -8,6 +8,9 @@ impl Build<'_> {
     /// What mixes the streams before and after attention and experts of a layer. Hunyuan's do so each for itself, so
     /// that no matrix of streams by streams is needed.
     pub(super) fn recent_streams(&mut self, at: &str) {
+        if self.conf.flag("mhc") == Some(false) {
+            return;
+        }
         let streams = self.stream_count();
         let (mixed, scales) = if self.conf.is(&["hy_v4"]) {
             (2 * streams, 2)
@@ -15,20 +18,23 @@ impl Build<'_> {
             (streams * streams + 2 * streams, 3)
         };
         for part in ["attn_hc", "ffn_hc"] {
-            self.plain(&format!("{at}.{part}.fn"), &[mixed, streams * self.n.hidden], 1);
-            self.plain(&format!("{at}.{part}.base"), &[mixed], 1);
-            self.plain(&format!("{at}.{part}.scale"), &[scales], 1);
+            let wide = ("F32", 4);
+            self.typed(&format!("{at}.{part}.fn"), &[mixed, streams * self.n.hidden], 1, wide);
+            self.typed(&format!("{at}.{part}.base"), &[mixed], 1, wide);
+            self.typed(&format!("{at}.{part}.scale"), &[scales], 1, wide);
         }
+        // Engines have it so (vLLM `glm5next/common/model.py`, `hy_v4/nvidia/hc.py`).
         let why = "whether what mixes its streams is stored in 32 bits is not known";
-        self.doubt_by(Certainty::Close, (0, 1), why);
+        self.doubt_by(Certainty::Close, (1, 0), why);
     }
 
     /// What makes one of Hunyuan's streams after the last layer; GLM adds them up.
     pub(super) fn recent_stream_end(&mut self) {
         let streams = self.stream_count();
-        self.plain("model.hc_head.hc_fn", &[streams, streams * self.n.hidden], 1);
-        self.plain("model.hc_head.hc_base", &[streams], 1);
-        self.plain("model.hc_head.hc_scale", &[1], 1);
+        let wide = ("F32", 4);
+        self.typed("model.hc_head.hc_fn", &[streams, streams * self.n.hidden], 1, wide);
+        self.typed("model.hc_head.hc_base", &[streams], 1, wide);
+        self.typed("model.hc_head.hc_scale", &[1], 1, wide);
     }
 
     fn stream_count(&self) -> u64 {
@@ -59,14 +65,18 @@ mod tests {
     use crate::model::estimate::tests::{facts, rules};
     use crate::model::estimate::{Setup, predict};
 
-    /// As `transformers` builds these families, but for the biases of routers, which files have in 32 bits: two bytes
-    /// more for each expert.
+    /// As `transformers` builds these families, but for the biases of routers and what mixes streams, which are in 32
+    /// bits: two bytes more for each value.
     #[test]
     fn weights_are_those_that_transformers_builds() {
         for (kind, built, more) in [
             ("laguna", 66_379_951_616, 2 * 39 * 256),
             ("kolibri1", 156_206_149_120, 2 * 50 * 384),
-            ("hy_v4", 116_556_403_162, 2 * 33 * 256),
+            (
+                "hy_v4",
+                116_556_403_162,
+                2 * (33 * 256 + 34 * 2 * (8 * 11_264 + 8 + 2) + 4 * 11_264 + 4 + 1),
+            ),
             // And the norm of the dense layer, which is stored and not used.
             ("axk1", 1_037_966_127_616, 2 * 60 * 192 + 2 * 7_168),
         ] {
