@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Certainty, Keeps, conf::Conf, conf::whole, gemma4, qwen4, state};
+use super::{Build, Certainty, Keeps, conf::Conf, conf::whole, deepseek_v41, gemma4, qwen4, state};
 use crate::model::quant::CacheScales;
 
 /// Biases of the projections: of queries, keys and values, and of the output.
@@ -190,7 +190,7 @@ fn has_index(conf: &Conf<'_>, layer: u64) -> bool {
 /// Families whose latent vectors vLLM keeps as they are (`config/model.py`, `is_deepseek_mla`), `mistral4` by
 /// the name of `DeepSeek`'s that vLLM gives it, and Mistral's own format, which has no name for it. Of all others
 /// it makes keys and values of every head, and keeps those.
-const LATENT_IN_VLLM: [&str; 16] = [
+const LATENT_IN_VLLM: [&str; 17] = [
     "",
     "axk1",
     "bailing_hybrid",
@@ -198,6 +198,7 @@ const LATENT_IN_VLLM: [&str; 16] = [
     "deepseek_v3",
     "deepseek_v32",
     "deepseek_v4",
+    deepseek_v41::KIND,
     "glm4_moe_lite",
     "glm5_next_text",
     "glm_moe_dsa",
@@ -223,7 +224,7 @@ impl Build<'_> {
     /// One layer's attention, with what it keeps.
     pub(super) fn attention(&mut self, at: &str, name: &str, layer: u64) {
         let conf = self.conf;
-        if conf.is(&["deepseek_v4"]) {
+        if conf.is(&["deepseek_v4", deepseek_v41::KIND]) {
             return self.v4_attention(&format!("{at}.{name}"), layer);
         }
         if conf.number(&["kv_lora_rank"]).is_some_and(|n| n > 0) {

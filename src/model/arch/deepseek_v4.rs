@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::{Build, Keeps, conf::Conf};
+use super::{Build, Keeps, conf::Conf, deepseek_v41};
 use crate::model::quant::{Eight, Method, Piece, Scale};
 use crate::model::tensors::{self, Place};
 
@@ -34,11 +34,17 @@ pub(super) fn has_table(conf: &Conf<'_>, at: &str) -> bool {
     }
 }
 
+/// Whether experts have four bits, whatever the quantisation says of all else; V4.1 states it inside of that.
+pub(super) fn has_experts_of_four_bits(conf: &Conf<'_>) -> bool {
+    let inside = || conf.object("quantization_config")?.get("expert_dtype")?.as_str();
+    conf.text_of("expert_dtype").or_else(inside) == Some("fp4")
+}
+
 /// Scales are exponents alone where experts have four bits; files of the base models have them in 32.
 pub(super) fn scaled(conf: &Conf<'_>, method: Method) -> Method {
     match method {
         Method::Eight(eight @ Eight { piece: Piece::Block(..), .. })
-            if conf.is(&["deepseek_v4"]) && conf.text_of("expert_dtype") == Some("fp4") =>
+            if conf.is(&["deepseek_v4", deepseek_v41::KIND]) && has_experts_of_four_bits(conf) =>
         {
             Method::Eight(Eight { scale: Scale::Exponent, ..eight })
         }
@@ -66,6 +72,12 @@ impl Build<'_> {
         self.linear(&format!("{at}.o_proj"), n.hidden, middle, false);
         // Layers for speculation have the number after the last, and no compression.
         let ratio = if layer < n.layers { ratio(conf, layer) } else { 0 };
+        if conf.is(&[deepseek_v41::KIND]) {
+            if layer < n.layers {
+                self.v41_index(at, layer, ratio);
+            }
+            return;
+        }
         if ratio > 0 {
             self.compressor(&format!("{at}.compressor"), n.head_dim, ratio);
         }
@@ -123,7 +135,7 @@ impl Build<'_> {
 
     /// A vector of so many tokens (4 or 128), and of each 4 an entry of the index (`SGLang`
     /// `deepseek_v4_memory_pool.py`). The window of 128 tokens that every layer has besides is small, and left out.
-    fn v4_keeps(&mut self, layer: u64, ratio: u64, index: u64) {
+    pub(super) fn v4_keeps(&mut self, layer: u64, ratio: u64, index: u64) {
         if ratio == 0 {
             return;
         }

@@ -44,6 +44,7 @@ pub(super) fn add(build: &mut Build<'_>, top: &Map<String, Value>) {
                 build.v4_draft(number);
             }
         }
+        super::deepseek_v41::KIND => build.v41_drafts(),
         // `MiMo`: a layer of its own kind, with the two halves that it joins.
         "mimo" => {
             let count = conf.stated(&["num_nextn_predict_layers"]).unwrap_or(0).min(8);

@@ -307,8 +307,8 @@ impl Build<'_> {
 
     /// One matrix of all experts. `DeepSeek` V4 states a type of theirs beside the quantisation of all else: four
     /// bits, two in a byte, with an exponent of 32 of them.
-    fn expert(&mut self, module: &str, rows: u64, columns: u64, count: u64) {
-        if self.conf.text_of("expert_dtype") != Some("fp4") {
+    pub(super) fn expert(&mut self, module: &str, rows: u64, columns: u64, count: u64) {
+        if !deepseek_v4::has_experts_of_four_bits(self.conf) {
             return self.linears(module, rows, columns, false, count);
         }
         self.typed(&format!("{module}.weight"), &[rows, columns.div_ceil(2)], count, ("I8", 1));

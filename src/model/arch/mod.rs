@@ -8,6 +8,7 @@ mod attention;
 pub mod conf;
 mod deberta;
 mod deepseek_v4;
+mod deepseek_v41;
 mod doubled;
 mod draft;
 mod encoder;
@@ -632,6 +633,10 @@ impl Build<'_> {
             "deepseek_v4" => {
                 self.streams(&at);
                 self.v4_table(&at);
+            }
+            deepseek_v41::KIND => {
+                self.streams(&at);
+                self.engram(&at, layer);
             }
             "hy_v4" | "glm5_next_text" => self.recent_streams(&at),
             "muse_spark_text" => self.muse_gates(&at),
