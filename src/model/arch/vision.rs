@@ -125,6 +125,12 @@ fn tower(build: &mut Build<'_>, top: &Map<String, Value>, kind: &str, vision: &C
     let mut tower = Tower { build, c: vision, out: whole.number(&["hidden_size"]).unwrap_or(0) };
     match (kind, vision.kind.as_str()) {
         (_, "qwen2_vl_vision") | ("qwen2_vl", _) => tower.qwen2(),
+        // HyperCLOVA X joins Qwen's tower to its words by one matrix more (`modeling_hyperclovax_vision_v2.py`).
+        ("hyperclovax_vision_v2", "qwen2_5_vl_vision") => {
+            tower.qwen25();
+            let (out, joined) = (tower.out, tower.n(&["out_hidden_size"]));
+            tower.lin("mm_projector", out, joined, true);
+        }
         (_, "qwen2_5_vl_vision") | ("qwen2_5_vl", _) => tower.qwen25(),
         (
             "qwen3_vl"
