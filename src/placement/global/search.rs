@@ -250,8 +250,9 @@ impl<'a> Search<'a> {
             wide && self.dice.below(5) < 2 && self.trade(slot, host)
         } else {
             // What finds no place for long is tried where others of its size are, which is quickly told.
-            self.in_vain = self.in_vain.saturating_add(1);
-            let sides = if self.in_vain < MANY { 2 } else { 8 };
+            // The replicas of an earlier release need none.
+            self.in_vain = self.in_vain.saturating_add(u32::from(!service.outgoing));
+            let sides = if self.in_vain < MANY || service.outgoing { 2 } else { 8 };
             self.dice.below(sides) > 0 && self.supplant(slot)
         };
         if exchanges {

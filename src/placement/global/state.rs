@@ -252,6 +252,7 @@ impl<'a> State<'a> {
 
     /// Gives a slot its place; false, and nothing is changed, if it does not fit there.
     pub fn place(&mut self, slot: u32, position: Position) -> bool {
+        debug_assert!(self.at[slot as usize].is_none(), "slot {slot} has a place");
         if position.keep != NONE && self.stays[position.keep as usize] {
             return false;
         }

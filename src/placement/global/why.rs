@@ -207,6 +207,7 @@ impl<'a> Reasons<'a> {
                 by_reason.entry(why).or_default().extend(same.hosts);
             }
         }
+        by_reason.values_mut().for_each(|hosts| hosts.sort_unstable());
         let nearest = nearest.map(|(near, why)| (why, near));
         let unplaced = match nearest {
             None => "there is no host".to_owned(),

@@ -11,7 +11,7 @@ impl Search<'_> {
     /// Drives `slot` onto `host`: what is in the way goes elsewhere. The state is changed, for better or worse.
     pub(super) fn drive(&mut self, slot: u32, host: u32, depth: u32) {
         if let Some(target) = self.choose(slot, host) {
-            self.drive_to(&target, depth);
+            self.drive_to(&target, Vec::new(), depth);
         }
     }
 
@@ -36,17 +36,16 @@ impl Search<'_> {
         Some(Target { slot, kind, units, hosts })
     }
 
-    /// Drives a slot onto the hosts of its target: first those go that were foreseen.
-    pub(super) fn drive_to(&mut self, target: &Target, depth: u32) {
+    /// Drives a slot onto the hosts of its target: first those go that were foreseen, then whoever is still in the way.
+    pub(super) fn drive_to(&mut self, target: &Target, foreseen: Vec<u32>, depth: u32) {
         let p = self.p;
         let (slot, kind, units) = (target.slot, target.kind, target.units);
         let s = p.slots[slot as usize];
         let gpus = units * p.kinds[kind as usize].tensor;
         self.take(slot);
-        let mut out: Vec<u32> = Vec::new();
-        for host in &target.hosts {
-            out.extend(self.foresight.victims(slot, *host));
-        }
+        let mut out = foreseen;
+        // One that had to go before is found a place by whom it had to go for.
+        out.retain(|victim| self.state.at[*victim as usize].is_some());
         for victim in &out {
             self.take(*victim);
         }
@@ -81,8 +80,8 @@ impl Search<'_> {
                 }
                 continue;
             }
-            if let Some(target) = self.foresight.target(other) {
-                self.drive_to(&target, depth - 1);
+            if let Some((target, victims)) = self.foresight.take(other) {
+                self.drive_to(&target, victims, depth - 1);
             } else if let Some(to) = self.next_host(other) {
                 self.drive(other, to, depth - 1);
             }
@@ -115,7 +114,8 @@ impl Search<'_> {
     fn gives_up(&mut self, other: u32) -> bool {
         let p = self.p;
         let service = |slot: u32| &p.services[p.slots[slot as usize] as usize];
-        if service(other).outgoing {
+        // The slot of the attempt is looked after at its end.
+        if service(other).outgoing || other == self.slot {
             return false;
         }
         let (lost, won) = (service(other).class, service(self.slot).class);

@@ -1,8 +1,9 @@
 //! What an attempt will come to at least, worked out before anything is changed: most attempts come to nothing, and to
 //! change a placement and change it back takes several times as long as to tell that.
 //!
-//! All that cannot be told by counting is taken for as cheap as it could be, so what is told to be hopeless is, but for one
-//! in some hundreds: where a host is divided otherwise than was counted, others have to go, and may end where they cost less.
+//! What cannot be told by counting is taken for as cheap as it could be, so that hardly anything costs less than was foreseen:
+//! where a host is divided otherwise than was counted, others have to go, and may end where they cost less. What is told to
+//! be hopeless is so for the slot itself: that somebody gains by having to go is found when that one is tried.
 
 use super::super::compile::NONE;
 use super::super::few::Few;
@@ -25,8 +26,8 @@ pub(super) struct Target {
 pub(super) struct Foresight {
     /// Who is driven where, the slot of the attempt first.
     targets: Vec<Target>,
-    /// Who goes from which host for the target of this number.
-    victims: Vec<(usize, u32, u32)>,
+    /// Who goes for the target of this number.
+    victims: Vec<(usize, u32)>,
     /// Who is not where it was any more.
     gone: Vec<u32>,
     /// GPUs by which hosts have more room, or less.
@@ -44,16 +45,14 @@ impl Foresight {
         self.more = Levels::default();
     }
 
-    /// Where this slot is to be driven.
-    pub fn target(&self, slot: u32) -> Option<Target> {
-        self.targets.iter().find(|target| target.slot == slot).cloned()
-    }
-
-    /// Who is to go from this host for it.
-    pub fn victims(&self, slot: u32, host: u32) -> impl Iterator<Item = u32> + '_ {
-        let number = self.targets.iter().position(|target| target.slot == slot);
-        let of = move |(n, h, _): &&(usize, u32, u32)| Some(*n) == number && *h == host;
-        self.victims.iter().filter(of).map(|(_, _, victim)| *victim)
+    /// Where this slot is to be driven, and who is to go for it; once, since what is driven back has to go elsewhere.
+    pub fn take(&mut self, slot: u32) -> Option<(Target, Vec<u32>)> {
+        let number = self.targets.iter().position(|target| target.slot == slot)?;
+        let target = self.targets.get_mut(number)?;
+        let taken = target.clone();
+        target.slot = NONE;
+        let victims = self.victims.iter().filter(|(n, _)| *n == number);
+        Some((taken, victims.map(|(_, victim)| *victim).collect()))
     }
 
     /// Whether this slot is not where it was.
@@ -101,8 +100,8 @@ impl Search<'_> {
 
     /// Does what was foreseen of this slot.
     pub(super) fn drive_as_foreseen(&mut self, slot: u32, depth: u32) {
-        if let Some(target) = self.foresight.target(slot) {
-            self.drive_to(&target, depth);
+        if let Some((target, victims)) = self.foresight.take(slot) {
+            self.drive_to(&target, victims, depth);
         }
     }
 
@@ -122,6 +121,7 @@ impl Search<'_> {
         }
         let new = self.new_cost(&target, gpus);
         self.foresight.add(&new);
+        // What others would gain by having to go is found when they are tried themselves.
         if !self.bar.promises(&self.state, &self.foresight.more) {
             return Outlook::Hopeless;
         }
@@ -134,8 +134,9 @@ impl Search<'_> {
                     break;
                 }
                 let wanted = (i64::from(gpus) - room).unsigned_abs() as u32;
+                // Only those are left that were driven here.
                 let Some(victim) = self.victim(*host, wanted, true) else {
-                    return Outlook::Hopeless;
+                    return Outlook::Unknown;
                 };
                 let Some(saved) = self.saved(victim) else { return Outlook::Unknown };
                 if !p.services[p.slots[victim as usize] as usize].incumbents.is_empty() {
@@ -145,7 +146,7 @@ impl Search<'_> {
                 let least = self.floors[victim as usize];
                 self.foresight.add(&least);
                 self.leave(victim);
-                self.foresight.victims.push((number, *host, victim));
+                self.foresight.victims.push((number, victim));
             }
             self.foresight.change_room(*host, -i64::from(gpus));
         }
@@ -155,9 +156,9 @@ impl Search<'_> {
         }
         let until = self.foresight.victims.len();
         self.foresight.victims[from..until]
-            .sort_by_key(|(_, _, victim)| std::cmp::Reverse(self.sizes[*victim as usize]));
+            .sort_by_key(|(_, victim)| std::cmp::Reverse(self.sizes[*victim as usize]));
         for n in from..until {
-            let (_, _, victim) = self.foresight.victims[n];
+            let (_, victim) = self.foresight.victims[n];
             if self.could_settle(victim) {
                 continue;
             }
@@ -204,7 +205,9 @@ impl Search<'_> {
         }
         let mut saved = Levels { link: self.state.span(&at.hosts), ..Levels::default() };
         for host in &at.hosts {
-            if !service.has[*host as usize] && self.state.on(s, *host) == 1 {
+            // With others of its service there the copy is saved only if these go as well.
+            let alone = self.state.on(s, *host) == 1 || service.replicas > 1;
+            if !service.has[*host as usize] && alone {
                 saved.bytes += service.bytes;
             }
             // How its GPUs would be divided without it is not known.
@@ -224,7 +227,10 @@ impl Search<'_> {
         let mut new = Levels { link: self.state.span(&target.hosts), ..Levels::default() };
         for host in &target.hosts {
             let mine = u16::from(own.contains(host));
-            if !service.has[*host as usize] && self.state.on(s, *host) == mine {
+            let of_service = |target: &&Target| p.slots.get(target.slot as usize) == Some(&s);
+            let mut others = self.foresight.targets.iter().filter(of_service);
+            let copied = others.any(|other| other.hosts.contains(host));
+            if !service.has[*host as usize] && self.state.on(s, *host) == mine && !copied {
                 new.bytes += service.bytes;
             }
             if p.hosts[*host as usize].whole {
@@ -265,7 +271,8 @@ impl Search<'_> {
             return true;
         }
         let found = anywhere || self.foresight.rooms.iter().any(|(host, _)| at(*host));
-        if found {
+        // Others of its service may have copied the weights.
+        if found && service.replicas == 1 {
             let more = (service.bytes - self.floors[slot as usize].bytes).max(0);
             self.foresight.more.bytes += more;
         }
