@@ -182,13 +182,15 @@ class World:
                 and all(self.link(g) <= self.worst_link(service) for g in self.groups(r["ranks"], shape["tensor"])))
 
     def pools(self):
-        """GPUs that new ranks may use, by island; those of a host in no island together, a MIG instance alone."""
+        """GPUs that new ranks may use, by island and, as a replica's are alike, by model and memory; those of a host in no
+        island together, a MIG instance alone."""
         out = {}
         for (host, index), gpu in self.gpus.items():
             if (host, index) not in self.blocked:
-                alone = index if gpu.get("mig") else None
-                island = gpu.get("island") if alone is None else None
-                out.setdefault((host, island, alone), set()).add((host, index))
+                mig = gpu.get("mig")
+                island = None if mig else gpu.get("island")
+                alike = index if mig else self.model((host, index))
+                out.setdefault((host, island, alike), set()).add((host, index))
         return out
 
 

@@ -46,6 +46,24 @@ def switched(world, rng):
             service["link"] = "pcie_switch"
 
 
+def mixed(world, rng):
+    """On some hosts GPUs of another model, or of another size, beside the first, whatever joins them; some hosts are
+    MIG instances throughout."""
+    for h in world["hosts"]:
+        draw = rng.random()
+        if draw < 0.2:
+            model, total = rng.choice([("H100", 94 * GIB), ("H200", 141 * GIB), ("L40S", 48 * GIB)])
+            share = rng.choice([0.3, 0.5])
+            for gpu in h["gpus"]:
+                if rng.random() < share:
+                    gpu.update(model=model, memory_total=total)
+                    if "memory_free" in gpu:
+                        gpu["memory_free"] = min(gpu["memory_free"], total)
+        elif draw < 0.3:
+            for gpu in h["gpus"]:
+                gpu["mig"] = "3g.40gb"
+
+
 def small(seed):
     """A few hosts and services with every feature; CP-SAT and an exact search can prove the optimum."""
     rng = random.Random(seed)
@@ -135,6 +153,8 @@ def small(seed):
             s["one_host"] = True
     if seed % 4:
         switched(world, random.Random(seed + 2_000_000))
+    if seed % 3:
+        mixed(world, random.Random(seed + 4_000_000))
     return world
 
 

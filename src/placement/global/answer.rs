@@ -34,7 +34,8 @@ pub struct Answer {
     pub moves: Vec<Move>,
     /// What must be copied where.
     pub copies: Vec<Copy>,
-    /// The largest gang that could still be placed, within one `NVLink` island or on GPUs of a host that are in none.
+    /// The largest gang that could still be placed: GPUs of one model and size, within one `NVLink` island or on a host and
+    /// in none.
     pub largest_gang: u64,
     /// How it was found.
     pub search: Search,

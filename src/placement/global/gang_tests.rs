@@ -1,4 +1,4 @@
-//! What counts as the largest gang that could still be placed: an island, or what a host has beside its islands.
+//! What counts as the largest gang that could still be placed: GPUs of one model in an island, or on a host and in none.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -109,4 +109,29 @@ fn each_mig_instance_counts_for_itself() {
     }
     let beside = [&instances[..2], &[json!({}), json!({})]].concat();
     assert_eq!(gang(&json!({"hosts": [host("a", &beside)], "services": []})), 2);
+}
+
+/// All GPUs of a replica have the same model and memory: others beside them are no room for it.
+#[test]
+fn models_and_sizes_are_not_counted_together() {
+    let large = json!({"model": "A100", "memory_total": "80GiB"});
+    let others = [large.clone(), json!({"model": "A10"}), json!({"memory_total": "45GiB"})];
+    for island in [Value::Null, json!(0)] {
+        let of = |gpu: &Value| {
+            let mut gpu = gpu.clone();
+            gpu["island"] = island.clone();
+            gpu
+        };
+        let own = of(&json!({}));
+        for other in others.iter().map(of) {
+            let two = host("a", &[own.clone(), other.clone(), own.clone(), other]);
+            assert_eq!(gang(&json!({"hosts": [two], "services": []})), 2);
+        }
+        // One GPU goes where it leaves the larger group whole.
+        let mut gpus = vec![own; 3];
+        gpus.extend(vec![of(&large); 2]);
+        let world = json!({"hosts": [host("a", &gpus)], "services": [service("x", 1)]});
+        assert_eq!(solved(&world).services[0].replicas[0].ranks[0].gpus, [3]);
+        assert_eq!(gang(&world), 3);
+    }
 }

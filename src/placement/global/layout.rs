@@ -268,8 +268,8 @@ fn one_cell(problem: &Problem<'_>, host: u32, parts: &[Part], cell: &Cell) -> Op
     Some(cost)
 }
 
-/// Free GPUs by pool, which is what a gang to come could have together: an island, or all GPUs of the host that are in
-/// none. An instance of a divided GPU takes replicas of one GPU only, so each is a pool of its own.
+/// Free GPUs by pool, which is what a gang to come could have together: GPUs of one model and size that are in an island,
+/// or in none on the host. An instance of a divided GPU takes replicas of one GPU only, so each is a pool of its own.
 struct Pools {
     /// The pool of each cell, as a position in `free`; none for instances.
     of: Vec<Option<usize>>,
@@ -279,13 +279,13 @@ struct Pools {
 
 impl Pools {
     fn new(cells: &[Cell], free: &Counts) -> Self {
-        let mut known: Vec<Option<u32>> = Vec::new();
+        let mut known: Vec<(Option<u32>, u32)> = Vec::new();
         let mut pools = Self { of: Vec::new(), free: Vec::new(), instances: 0 };
         for cell in cells {
-            let island = cell.joined.island;
+            let key = (cell.joined.island, cell.model);
             let at = cell.mig.is_none().then(|| {
-                known.iter().position(|k| *k == island).unwrap_or_else(|| {
-                    known.push(island);
+                known.iter().position(|k| *k == key).unwrap_or_else(|| {
+                    known.push(key);
                     pools.free.push(0);
                     known.len() - 1
                 })

@@ -7,10 +7,10 @@ use super::tables::{Cell, Host, Kind, Problem};
 pub(super) fn is_whole(problem: &Problem<'_>, host: u32) -> bool {
     let cells = &problem.hosts[host as usize].cells;
     let all = mask(&problem.hosts[host as usize], |_| true);
-    let island = cells.first().and_then(|c| c.joined.island);
+    let first = cells.first().map(|c| (c.joined.island, c.model));
     let alike = |mask: u64| mask == 0 || mask == all;
-    island.is_some()
-        && cells.iter().all(|c| c.joined.island == island)
+    first.is_some_and(|(island, _)| island.is_some())
+        && cells.iter().all(|c| first == Some((c.joined.island, c.model)))
         && (0..problem.kinds.len() as u32)
             .all(|k| alike(problem.eligible(k, host)) && alike(problem.tight(k, host)))
 }

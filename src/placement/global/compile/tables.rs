@@ -46,7 +46,7 @@ pub(in crate::placement::global) struct Host {
     /// Hosts whose cells differ in nothing but their links, and have the same links, have the same number (those of MIG
     /// instances others than those of GPUs); [`NONE`] for a host whose GPUs differ otherwise.
     pub pattern: u32,
-    /// All of it is one island, and every kind may use all of it or nothing: counting GPUs is enough.
+    /// All of it is one island of one model, and every kind may use all of it or nothing: counting GPUs is enough.
     pub whole: bool,
 }
 
