@@ -8,7 +8,7 @@ use super::exit::{Failure, Success};
 use super::place::gpus;
 use super::{apply, place, table};
 use crate::api::{
-    Bytes, Door, Intent, Level, PlaceCheck, Rank, ReplicaTo, ServiceName, WhatIf, WhatIfView,
+    Bytes, Door, Hole, Intent, Level, PlaceCheck, Rank, ReplicaTo, ServiceName, WhatIf, WhatIfView,
 };
 
 /// Answers the question and shows the answer. Nothing is touched.
@@ -67,7 +67,7 @@ fn code(view: &WhatIfView, waits: bool) -> Result<Success, Failure> {
         return Err(Failure::other(why).with_hint("the table says why; --explain names every host"));
     }
     if let Some(hole) = view.hole.as_ref().filter(|h| h.at.is_none()) {
-        let why = format!("no moves free {} GPUs together", hole.gpus);
+        let why = format!("no moves free {}", together(hole));
         return Err(Failure::other(why).with_hint("ask for fewer: --defrag=N"));
     }
     if let Some(service) = view.mistaken.first() {
@@ -125,10 +125,10 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
     }
     if let Some(hole) = &view.hole {
         table::say(&match &hole.at {
-            None => format!("no moves free {} GPUs together", hole.gpus),
+            None => format!("no moves free {}", together(hole)),
             Some(at) => format!(
-                "{} GPUs together on {}: {} restarted, {} to copy",
-                hole.gpus,
+                "{} on {}: {} restarted, {} to copy",
+                together(hole),
                 rank(at),
                 table::plural(u64::from(hole.restarts), "replica"),
                 hole.copied
@@ -144,9 +144,18 @@ fn print(view: &WhatIfView, question: &WhatIf) -> Result<(), Failure> {
         &changes(&view.before, &view.answer.objective),
     )?;
     table::say(&format!(
-        "largest gang that could still be placed: {} GPUs now, {} then",
-        view.largest_gang_before, view.answer.largest_gang
+        "largest gang that could still be placed: {} now, {} then",
+        table::plural(view.largest_gang_before, "GPU"),
+        view.answer.largest_gang
     ))
+}
+
+/// The GPUs of a hole.
+fn together(hole: &Hole) -> String {
+    match hole.gpus {
+        1 => "1 GPU".to_owned(),
+        n => format!("{n} GPUs together"),
+    }
 }
 
 /// What each level is worth now and then; what becomes worse is marked.

@@ -12,7 +12,8 @@ use super::global::file::{
     WorldShape, WorldSpread,
 };
 use super::global::{
-    Answer, Control, Helpers, Level, Offers, Wrong, solve, solve_as, solve_offering,
+    Answer, Control, Helpers, Joined, Level, Offers, Share, Wrong, headroom, link_cost, solve,
+    solve_as, solve_offering, vacated,
 };
 use crate::base::{Bytes, Hint, HostName, ServiceName};
 use crate::engine::memory::gpu_memory;
@@ -74,7 +75,8 @@ pub struct WhatIfView {
     /// What the present placement is worth, level by level.
     #[serde(default)]
     pub before: Vec<Level>,
-    /// The largest gang that could be placed as it is now, within one island or on GPUs of a host that are in none.
+    /// The largest gang that could be placed as it is now: GPUs of one model and size, within one island or on a host and in
+    /// none.
     pub largest_gang_before: u64,
     /// The hole that was asked for.
     pub hole: Option<Hole>,
@@ -360,22 +362,26 @@ fn want_hole(world: &mut WorldFile, gpus: u32) -> u32 {
     gpus
 }
 
-/// What keeps a hole within what the objective counts together, where that has so many GPUs: an island, or what a host
-/// has beside its islands.
+/// What keeps a hole within what the objective counts together, where that could have so many free GPUs: those of one
+/// model and size in an island, or on a host beside its islands.
 fn joined_hole(world: &WorldFile, gpus: u32, for_nvlink: bool) -> (WorldLink, Option<String>) {
-    let usable = world.hosts.iter().filter(|h| h.up && !h.cordoned && !h.draining);
     let (mut island, mut beside, mut both) = (false, false, false);
-    for host in usable.filter(|_| gpus > 1) {
-        let mut pools: BTreeMap<Option<u32>, u32> = BTreeMap::new();
-        for gpu in host.gpus.iter().filter(|g| g.mig.is_none()) {
-            *pools.entry(gpu.island).or_default() += 1;
+    for (host, free) in world.hosts.iter().zip(vacated(world)).filter(|_| gpus > 1) {
+        let mut alike: BTreeMap<(&str, Bytes), BTreeMap<Option<u32>, u32>> = BTreeMap::new();
+        for (gpu, free) in host.gpus.iter().zip(free).filter(|(gpu, _)| gpu.mig.is_none()) {
+            if free.is_some_and(|free| free >= of_hole(gpu)) {
+                let pools = alike.entry((&gpu.model, gpu.memory_total)).or_default();
+                *pools.entry(gpu.island).or_default() += 1;
+            }
         }
-        let has = |is_island: bool| {
-            pools.iter().any(|(island, n)| island.is_some() == is_island && *n >= gpus)
-        };
-        island |= has(true);
-        beside |= has(false);
-        both |= pools.len() > 1 && pools.values().sum::<u32>() >= gpus;
+        for pools in alike.into_values() {
+            let has = |is_island: bool| {
+                pools.iter().any(|(island, n)| island.is_some() == is_island && *n >= gpus)
+            };
+            island |= has(true);
+            beside |= has(false);
+            both |= pools.len() > 1 && pools.values().sum::<u32>() >= gpus;
+        }
     }
     match (island, beside) {
         // Wherever it lies on a host, it lies in one.
@@ -387,18 +393,47 @@ fn joined_hole(world: &WorldFile, gpus: u32, for_nvlink: bool) -> (WorldLink, Op
     }
 }
 
+/// What a GPU must have free to be one of a hole.
+fn of_hole(gpu: &WorldGpu) -> u64 {
+    Share { of_total: Some(FREE_SHARE), holds_need: false }.needed(0, gpu.memory_total.0)
+}
+
+/// What the stand-in itself is worth on the levels `link` and `headroom`.
+fn cost_of_hole(world: &WorldFile, at: &Rank) -> (i64, i64) {
+    let on = world.hosts.iter().zip(vacated(world)).find(|(host, _)| host.name == at.host);
+    let gpus = on.into_iter().flat_map(|(host, free)| host.gpus.iter().zip(free));
+    let gpus: Vec<(&WorldGpu, Option<u64>)> =
+        gpus.filter(|(gpu, _)| at.gpus.contains(&gpu.index)).collect();
+    let tight = gpus.iter().filter(|(gpu, free)| {
+        let roomy = of_hole(gpu).saturating_add(headroom(world, gpu.memory_total.0));
+        free.is_some_and(|free| free < roomy)
+    });
+    let tight = i64::try_from(tight.count()).unwrap_or(i64::MAX);
+    (i64::from(link_cost(gpus.iter().map(|(gpu, _)| Joined::of(gpu)))), tight)
+}
+
 /// The stand-in is no service of anybody's: it is taken out of the answer again.
 fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Result<Hole, WhatIfError> {
     let asked = world.services.iter().find(|s| s.name == HOLE).cloned();
     world.services.retain(|s| s.name != HOLE);
     let stand_in = answer.services.iter().position(|s| s.name == HOLE);
     let stand_in = stand_in.map(|at| answer.services.remove(at));
-    let rank = stand_in.as_ref().and_then(|s| s.replicas.first()?.ranks.first().cloned());
+    let rank = stand_in.as_ref().and_then(|s| s.replicas.first()?.ranks.first());
+    let at = rank.map(|r| Rank { host: r.host.clone(), gpus: r.gpus.clone() });
     answer.wanted = answer.wanted.saturating_sub(1);
-    if rank.is_some() {
+    if let Some(at) = &at {
         answer.placed = answer.placed.saturating_sub(1);
-    }
-    if rank.is_some() {
+        let (link, tight) = cost_of_hole(world, at);
+        for level in &mut answer.objective {
+            let own = match &*level.name {
+                "link" => link,
+                "headroom" => tight,
+                _ => continue,
+            };
+            level.value -= own;
+            level.bound = (level.bound - own).max(0);
+            level.gap = (level.value - level.bound) as f64 / level.value.max(1) as f64;
+        }
         // The hole is free, with whatever is free beside it.
         let then = as_it_is(&as_answered(world, answer), world)?;
         answer.largest_gang = then.largest_gang;
@@ -408,13 +443,13 @@ fn take_hole(world: &mut WorldFile, answer: &mut Answer, gpus: u32) -> Result<Ho
         }
     }
     for level in answer.objective.iter_mut().filter(|l| l.name == "placed") {
-        level.value -= i64::from(rank.is_some());
-        level.bound -= i64::from(rank.is_some());
+        level.value -= i64::from(at.is_some());
+        level.bound -= i64::from(at.is_some());
         level.by_priority.pop();
     }
     Ok(Hole {
         gpus,
-        at: rank.map(|r| Rank { host: r.host, gpus: r.gpus }),
+        at,
         restarts: u32::try_from(answer.moves.iter().filter(|m| m.serving).count())
             .unwrap_or(u32::MAX),
         copied: Bytes(answer.copies.iter().fold(0, |n, c| n.saturating_add(c.bytes.0))),

@@ -114,6 +114,79 @@ fn a_hole_lies_where_fewest_moves_make_it_unless_the_gang_needs_nvlink() {
     assert_eq!(ask("nvlink", 0), ("nvlink".to_owned(), 1));
 }
 
+/// A replica's GPUs are all of one model and size, so a hole's are, and so are those that the last level counts.
+#[test]
+fn a_hole_is_of_one_model() {
+    let mut two = partly_joined("a", 0, 4);
+    for at in [1, 3] {
+        two["gpus"][at]["model"] = json!("A10");
+    }
+    let ask = |gpus: u32, more: &[Value]| {
+        let hosts = [&[two.clone()], more].concat();
+        let world = world(&json!({"hosts": hosts, "services": []}));
+        let view = asked(world, &WhatIf { defrag: Some(gpus), ..WhatIf::default() });
+        (view.largest_gang_before, view.hole.unwrap().at)
+    };
+    assert_eq!(ask(4, &[]), (2, None));
+    assert_eq!(ask(2, &[]), (2, Some(Rank { host: "a".to_owned(), gpus: vec![0, 2] })));
+    // No such group has four; of another host an island and what is beside it are as many.
+    let all = Some(Rank { host: "b".to_owned(), gpus: vec![0, 1, 2, 3] });
+    assert_eq!(ask(4, &[partly_joined("b", 2, 4)]), (2, all));
+}
+
+/// What nothing new may use is no place for a hole, so that it is no reason not to look at others.
+#[test]
+fn a_hole_is_not_looked_for_where_none_can_be() {
+    let ask = |change: &dyn Fn(&mut Value)| {
+        let mut value = json!({
+            "hosts": [partly_joined("a", 0, 4), partly_joined("b", 2, 4)],
+            "services": [service("one", 1, 1)],
+        });
+        change(&mut value);
+        let view = asked(world(&value), &WhatIf { defrag: Some(4), ..WhatIf::default() });
+        view.hole.unwrap().at.map(|at| at.host)
+    };
+    let on_b = Some("b".to_owned());
+    let holder = json!([{"host": "a", "gpus": [0]}]);
+    let runs = || {
+        let mut runs = running("one", 0, "a", &[0]);
+        runs["movable"] = json!(false);
+        json!([runs])
+    };
+    assert_eq!(ask(&|w| w["cordons"] = holder.clone()), on_b);
+    assert_eq!(ask(&|w| w["reservations"] = holder.clone()), on_b);
+    assert_eq!(ask(&|w| w["hosts"][0]["gpus"][0]["health"] = json!("Xid 79")), on_b);
+    assert_eq!(ask(&|w| w["placements"] = runs()), on_b);
+    // Nor what others fill, whom nobody may move.
+    assert_eq!(ask(&|w| w["hosts"][0]["gpus"][0]["memory_free"] = json!("60GiB")), on_b);
+    // What may move is.
+    let runs = json!([running("one", 0, "a", &[0])]);
+    assert_eq!(ask(&|w| w["placements"] = runs.clone()), Some("a".to_owned()));
+}
+
+/// What its own group costs becomes nobody's.
+#[test]
+fn a_hole_costs_no_link_and_no_headroom() {
+    for joined in ["none", "numa"] {
+        let mut host = partly_joined("a", 0, 5);
+        for gpu in host["gpus"].as_array_mut().unwrap() {
+            gpu["memory_free"] = json!("74GiB");
+            if joined == "numa" {
+                gpu["numa"] = json!(0);
+            }
+        }
+        let one = json!({"hosts": [host], "services": [service("pair", 1, 2)]});
+        let view = asked(world(&one), &WhatIf { defrag: Some(3), ..WhatIf::default() });
+        assert_eq!(view.hole.unwrap().at.unwrap().gpus.len(), 3);
+        let level = |name: &str| view.answer.objective.iter().find(|l| l.name == name).unwrap();
+        // The pair's own.
+        let (link, pair) = (level("link"), if joined == "numa" { 2 } else { 4 });
+        assert_eq!((link.value, link.bound, link.gap), (pair, pair, 0.0));
+        let headroom = level("headroom");
+        assert_eq!((headroom.value, headroom.bound, headroom.gap), (0, 0, 0.0));
+    }
+}
+
 /// What moves says what for, also where it only makes room.
 #[test]
 fn what_moves_for_a_hole_says_so() {
@@ -127,6 +200,20 @@ fn what_moves_for_a_hole_says_so() {
     let why = |s: usize| view.answer.services[s].replicas[0].reasons[0].clone();
     assert_eq!(why(0), "frees the hole of 4 GPUs on a");
     assert_eq!(why(1), "makes room for what frees the hole of 4 GPUs on a");
+}
+
+#[test]
+fn what_moves_for_one_gpu_says_so() {
+    let mut value = json!({
+        "hosts": [host("a", 1), host("b", 1)],
+        "services": [service("one", 1, 1)],
+        "placements": [running("one", 0, "a", &[0])],
+    });
+    // Enough for it, not for a hole.
+    value["hosts"][1]["gpus"][0]["memory_free"] = json!("70GiB");
+    let view = asked(world(&value), &WhatIf { defrag: Some(1), ..WhatIf::default() });
+    let replica = &view.answer.services[0].replicas[0];
+    assert_eq!(replica.reasons[0], "frees the hole of 1 GPU on a");
 }
 
 /// What a hole costs is seen beside what is now, and nothing said about it contradicts the rest.

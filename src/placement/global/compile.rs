@@ -25,9 +25,11 @@ use crate::spec::Requirement;
 
 pub(super) use self::facts::{fact, free_memory};
 pub(super) use self::needs::{
-    A_RACK, headroom, most_link, need, needed, running_shape, shape_trouble, span_cost,
+    A_RACK, most_link, need, needed, running_shape, shape_trouble, span_cost,
 };
-pub(in crate::placement) use self::needs::{APART, Joined, ON_NODE, ON_SWITCH, Share, link_cost};
+pub(in crate::placement) use self::needs::{
+    APART, Joined, ON_NODE, ON_SWITCH, Share, headroom, link_cost,
+};
 pub(super) use self::tables::{Cell, Host, Incumbent, NONE, Problem, Service};
 
 /// Makes the tables.
@@ -237,6 +239,24 @@ pub(super) fn compile<'a>(world: &WorldFile, clock: Clock<'a>) -> Problem<'a> {
         problem.hosts[h].whole = is_whole(&problem, h as u32);
     }
     problem
+}
+
+/// What each GPU has free once what may be moved is gone, by host and position; none where nothing new may be. The world
+/// must have passed `check`.
+pub(in crate::placement) fn vacated(world: &WorldFile) -> Vec<Vec<Option<u64>>> {
+    let hosts = world.hosts.iter().enumerate();
+    let services = world.services.iter().enumerate();
+    let outside = outside(
+        world,
+        &hosts.map(|(i, h)| (h.name.as_str(), i as u32)).collect(),
+        &services.map(|(i, s)| (s.name.as_str(), i)).collect(),
+    );
+    let free = free_memory(world).into_iter().zip(&outside);
+    free.map(|(free, outside)| {
+        let gpus = free.into_iter().zip(0..);
+        gpus.map(|(free, g)| (!outside.contains_key(&g)).then_some(free)).collect()
+    })
+    .collect()
 }
 
 /// What joins the GPUs of each cell, and how many they are; and whether they are MIG instances, which are alike in that.

@@ -82,7 +82,11 @@ pub(super) fn why(world: &WorldFile, free: &[Vec<u64>], i: &Incumbent) -> String
 pub(super) fn name_hole(services: &mut [ServiceAnswer], moves: &[Move]) {
     let hole = services.iter().find(|s| s.name == HOLE).and_then(|s| s.replicas.first());
     let Some(hole) = hole.and_then(|r| r.ranks.first()) else { return };
-    let frees = format!("frees the hole of {} GPUs on {}", hole.gpus.len(), hole.host);
+    let size = match hole.gpus.len() {
+        1 => "1 GPU".to_owned(),
+        n => format!("{n} GPUs"),
+    };
+    let frees = format!("frees the hole of {size} on {}", hole.host);
     let mut wanted = vec![Rank { host: hole.host.clone(), gpus: hole.gpus.clone() }];
     let mut why = frees.clone();
     let mut waiting: Vec<&Move> = moves.iter().collect();

@@ -34,7 +34,7 @@ mod why;
 mod wide;
 
 pub use answer::{Answer, Level, Search as SearchFacts};
-pub(super) use compile::{Joined, ON_NODE, ON_SWITCH, Share, link_cost};
+pub(super) use compile::{Joined, ON_NODE, ON_SWITCH, Share, headroom, link_cost, vacated};
 pub use file::WorldFile;
 pub(super) use offers::{Offers, solve_offering};
 pub use read::{WorldError, Wrong, check, read};

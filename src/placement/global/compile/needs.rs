@@ -152,7 +152,7 @@ pub(in crate::placement::global) fn needed(
 }
 
 /// Free memory beyond its need with which a GPU has headroom.
-pub(in crate::placement::global) fn headroom(world: &WorldFile, total: u64) -> u64 {
+pub(in crate::placement) fn headroom(world: &WorldFile, total: u64) -> u64 {
     let share = u128::from(total) * u128::from(world.headroom_percent);
     u64::try_from(share.div_ceil(100)).unwrap_or(u64::MAX)
 }
