@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn flash_is_as_large_as_its_index_states() {
         let ratios: Vec<u64> =
-            (0..40).map(|l| [0, 2, 1][(l >= 2) as usize + (l >= 20) as usize]).collect();
+            (0..40).map(|l| [0, 2, 1][usize::from(l >= 2) + usize::from(l >= 20)]).collect();
         let flash = facts(&format!(
             r#"{{"architectures":["DeepseekV41ForCausalLM"],"model_type":"deepseek_v41","dtype":"bfloat16",
             "quantization_config":{{"quant_method":"fp8","activation_scheme":"dynamic","weight_block_size":[32,32],
@@ -146,7 +146,7 @@ mod tests {
             "model_type":"deepseek_v41_vision","num_hidden_layers":32,"hidden_size":1024,"num_attention_heads":16,
             "intermediate_size":2816,"patch_size":14}}}}"#
         ));
-        let hundredths = (flash.weight_bytes.0 >> 20) * 100 >> 10;
+        let hundredths = ((flash.weight_bytes.0 >> 20) * 100) >> 10;
         assert!(hundredths.abs_diff(47_530) < 100, "{hundredths}");
         let rank = |tensor| {
             predict(&flash, &Setup { tensor, ..Setup::new(rules("vllm")) }).ranks[0].clone()

@@ -98,7 +98,7 @@ mod tests {
     fn the_ends_of_a_model_are_not_packed() {
         let kept = |json: &str, tensor: u64, pipeline: u64| -> Vec<u64> {
             let cache = CacheBits::named("turboquant_4bit_nc");
-            let setup = Setup { cache, tensor, pipeline, ..Setup::new(rules("vllm")) };
+            let setup = Setup { tensor, pipeline, cache, ..Setup::new(rules("vllm")) };
             let ranks = predict(&facts(json), &setup).ranks;
             ranks.iter().map(|r| r.cache_per_token.value).collect()
         };
@@ -106,7 +106,7 @@ mod tests {
             "num_hidden_layers":32,"hidden_size":4096,"num_attention_heads":32,"num_key_value_heads":8}"#;
         let (packed, whole) = (8 * 134, 8 * 2 * 2 * 128);
         assert_eq!(kept(llama, 1, 1), [28 * packed + 4 * whole]);
-        assert_eq!(kept(llama, 2, 1), [(28 * packed + 4 * whole) / 2; 2]);
+        assert_eq!(kept(llama, 2, 1), [u64::midpoint(28 * packed, 4 * whole); 2]);
         assert_eq!(kept(llama, 1, 2), [14 * packed + 2 * whole; 2]);
         // Three layers have no middle: one of each end.
         assert_eq!(kept(&llama.replace(":32,\"h", ":3,\"h"), 1, 1), [packed + 2 * whole]);

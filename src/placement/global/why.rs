@@ -207,7 +207,9 @@ impl<'a> Reasons<'a> {
                 by_reason.entry(why).or_default().extend(same.hosts);
             }
         }
-        by_reason.values_mut().for_each(|hosts| hosts.sort_unstable());
+        for hosts in by_reason.values_mut() {
+            hosts.sort_unstable();
+        }
         let nearest = nearest.map(|(near, why)| (why, near));
         let unplaced = match nearest {
             None => "there is no host".to_owned(),
