@@ -68,7 +68,11 @@ fn code(view: &WhatIfView, waits: bool) -> Result<Success, Failure> {
     }
     if let Some(hole) = view.hole.as_ref().filter(|h| h.at.is_none()) {
         let why = format!("no moves free {}", together(hole));
-        return Err(Failure::other(why).with_hint("ask for fewer: --defrag=N"));
+        let hint = match hole.gpus {
+            1 => "`gpudeck plan --explain` says what holds them",
+            _ => "ask for fewer: --defrag=N",
+        };
+        return Err(Failure::other(why).with_hint(hint));
     }
     if let Some(service) = view.mistaken.first() {
         let why = view.left_out.get(service).map(String::as_str).unwrap_or_default();

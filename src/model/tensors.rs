@@ -351,8 +351,8 @@ pub fn split(tensor: &Tensor, layout: &Layout) -> Split {
     if WHOLE.iter().any(|part| name.contains(part)) {
         return Split::Whole;
     }
-    // What joins a table of sequences of words (Qwen 4); the table itself is divided.
-    if name.contains(".ple.") && word != "ngram_embedding" {
+    // What joins a table of sequences of words (Qwen 4); the table itself is divided, in however many parts it is stored.
+    if name.contains(".ple.") && !name.contains("ngram_embedding") {
         return Split::Whole;
     }
     match word {

@@ -332,10 +332,15 @@ impl Build<'_> {
             }
             // A gate of each head, or of each value.
             "laguna" => {
-                let each = conf.flag("gating") == Some(true)
-                    || matches!(conf.text_of("gating"), Some("per-head"));
-                let rows = if each { heads } else { heads * key };
-                self.linear(&format!("{at}.g_proj"), rows, n.hidden, false);
+                let listed =
+                    conf.list("gating_types").and_then(|l| l.get(usize::try_from(layer).ok()?));
+                let kind = listed.and_then(Value::as_str).or_else(|| conf.text_of("gating"));
+                let on = if listed.is_none() { conf.flag("gating") } else { None };
+                if on != Some(false) && kind != Some("none") {
+                    let each = on == Some(true) || kind == Some("per-head");
+                    let rows = if each { heads } else { heads * key };
+                    self.linear(&format!("{at}.g_proj"), rows, n.hidden, false);
+                }
             }
             "mimo_v2_flash" if window.is_some() => {
                 self.plain(&format!("{at}.sinks"), &[n.heads], 1);

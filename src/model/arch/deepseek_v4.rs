@@ -37,7 +37,8 @@ pub(super) fn has_table(conf: &Conf<'_>, at: &str) -> bool {
 /// Whether experts have four bits, whatever the quantisation says of all else; V4.1 states it inside of that.
 pub(super) fn has_experts_of_four_bits(conf: &Conf<'_>) -> bool {
     let inside = || conf.object("quantization_config")?.get("expert_dtype")?.as_str();
-    conf.text_of("expert_dtype").or_else(inside) == Some("fp4")
+    let v41 = || inside().filter(|_| conf.is(&[deepseek_v41::KIND]));
+    conf.text_of("expert_dtype").or_else(v41) == Some("fp4")
 }
 
 /// Scales are exponents alone where experts have four bits; files of the base models have them in 32.

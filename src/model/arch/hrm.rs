@@ -1,7 +1,10 @@
 //! HRM: two stacks of layers, each called many times, with keys and values of its own for every call
 //! (`modeling_hrm_text.py`; vLLM `hrm_text.py`).
 
-use super::{Build, Keeps};
+use super::{Build, Certainty, Keeps};
+
+/// Calls of layers that are counted; a model has some hundred.
+const MOST_CALLS: u64 = 4096;
 
 impl Build<'_> {
     /// Both stacks; without norms of their own values.
@@ -27,7 +30,11 @@ impl Build<'_> {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let (kv_heads, size) = (small(n.heads), small(n.head_dim));
         let keeps = Keeps::Attention { kv_heads, key: size, value: size, window: None };
-        let kept = layers.saturating_mul(calls);
+        let all_calls = layers.saturating_mul(calls);
+        let kept = all_calls.min(MOST_CALLS);
+        if kept < all_calls {
+            self.doubt(Certainty::Guess, "its layers are called too often to be counted");
+        }
         for call in 0..kept {
             self.keeps(call.saturating_mul(n.layers) / kept.max(1), keeps);
         }
@@ -53,5 +60,10 @@ mod tests {
             let rank = predict(&facts, &Setup::new(rules("vllm"))).ranks[0].clone();
             assert_eq!(rank.cache_per_token.value, 128 * 2 * 2 * 12 * 128, "{layers}");
         }
+        let often =
+            r#"{"model_type":"hrm_text","num_hidden_layers":2000,"H_cycles":64,"L_cycles":64}"#;
+        let facts = facts(often);
+        assert!(facts.caches.len() <= 4096);
+        assert_eq!(facts.certainty, super::Certainty::Guess);
     }
 }

@@ -8,6 +8,8 @@ pub(super) const KIND: &str = "qwen4_exp_text";
 
 /// No table has more parts, each as long as a prime number of its own.
 const MOST_PARTS: u64 = 256;
+/// Layers with tables of their own: each is counted from the first prime on.
+const MOST_TABLES: u64 = 8;
 
 impl Build<'_> {
     /// What mixes the streams before and after attention and experts of a layer.
@@ -71,7 +73,7 @@ impl Build<'_> {
         let base = conf.stated(&["ngram_vocab_size_base"]).unwrap_or(20_000_000).min(1 << 31);
         let (width, hidden) = (get("ple_embed_dim", self.n.hidden), self.n.hidden);
         let streams = get("hc_count", 4).min(64);
-        if parts == 0 || parts > MOST_PARTS / (before + 1) {
+        if parts == 0 || before >= MOST_TABLES || parts > MOST_PARTS / (before + 1) {
             let why = "its tables of sequences of words are too many to be counted";
             return self.doubt_by(Certainty::Guess, (500, 1_000), why);
         }
@@ -79,7 +81,19 @@ impl Build<'_> {
         let divisor = get("make_ngram_vocab_size_divisible_by", 128).max(1);
         let at = format!("{at}.ple");
         let table = format!("{at}.ple_embedding.ngram_embedding.weight");
-        self.plain(&table, &[rows.next_multiple_of(divisor), width / parts], 1);
+        let shape = [rows.next_multiple_of(divisor), width / parts];
+        let quantised = conf.object("quantization_config");
+        let method = quantised.and_then(|q| q.get("quant_method")?.as_str());
+        // As `SGLang` builds it (`qwen4.py`); what other methods make of it differs from file to file.
+        if method == Some("fp8") || conf.text_of("ple_embedding_dtype") == Some("float8_e4m3fn") {
+            self.typed(&table, &shape, 1, ("F8_E4M3", 1));
+        } else {
+            self.plain(&table, &shape, 1);
+            if quantised.is_some() {
+                let why = "its table of sequences of words may be stored in fewer bits";
+                self.doubt_by(Certainty::Close, (400, 0), why);
+            }
+        }
         let all = streams.saturating_mul(hidden);
         self.plain(&format!("{at}.key_proj.weight"), &[all, width], 1);
         self.plain(&format!("{at}.value_proj.weight"), &[hidden, width], 1);
@@ -97,7 +111,9 @@ impl Build<'_> {
 
 /// The sum of `count` primes in order, from the one after `skipped` of those that are not below `base`.
 fn primes(base: u64, skipped: u64, count: u64) -> u64 {
-    let is_prime = |n: u64| n >= 2 && (2..=n.isqrt()).all(|d| !n.is_multiple_of(d));
+    let odd =
+        |n: u64| !n.is_multiple_of(2) && (3..=n.isqrt()).step_by(2).all(|d| !n.is_multiple_of(d));
+    let is_prime = |n: u64| n == 2 || n > 2 && odd(n);
     let (skipped, count) = (skipped.min(MOST_PARTS), count.min(MOST_PARTS));
     let wanted =
         usize::try_from(skipped).unwrap_or(0)..usize::try_from(skipped + count).unwrap_or(0);
@@ -151,11 +167,48 @@ mod tests {
         assert_eq!(one.value, 10 * (2 * 2 * 2 * 256 + 2 * 128 / 16));
     }
 
+    /// Files store a table in many parts, of which each rank has its share.
+    #[test]
+    fn parts_of_a_table_are_divided() {
+        let facts = of(&format!(",{TABLES}"));
+        let table = facts.tensors.iter().find(|t| t.name.contains("ngram_embedding")).unwrap();
+        let parted = |part: &str| crate::model::tensors::Tensor {
+            name: table.name.replace("ngram_embedding.", &format!("ngram_embedding.{part}.")),
+            ..table.clone()
+        };
+        for part in ["shard_0", "shards.0"] {
+            let split = crate::model::tensors::split(&parted(part), &facts.layout);
+            assert_eq!(split, crate::model::tensors::split(table, &facts.layout), "{part}");
+            assert_ne!(split, crate::model::tensors::Split::Whole, "{part}");
+        }
+    }
+
+    /// A release in FP8 has its tables so as well; what others do with them is in the bar.
+    #[test]
+    fn tables_have_the_type_of_the_release() {
+        let bytes = |more: &str| {
+            let facts = of(&format!(",{TABLES}{more}"));
+            let tables = facts.tensors.iter().filter(|t| t.name.contains("ngram_embedding"));
+            (tables.map(|t| t.bytes).sum::<u64>(), facts.certainty)
+        };
+        let rows = (320_001_536 + 320_005_120) * 128;
+        assert_eq!(bytes("").0, 2 * rows);
+        let fp8 = r#","quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}"#;
+        assert_eq!(bytes(fp8).0, rows);
+        assert_eq!(bytes(r#","ple_embedding_dtype":"float8_e4m3fn""#).0, rows);
+    }
+
     #[test]
     fn without_tables_it_is_small() {
         let facts = of("");
         assert!(facts.weight_bytes.0 < 140_000_000_000, "{}", facts.weight_bytes.0);
         let many = of(r#","ple_layer_ids":[2],"heads_per_ngram":4096"#);
         assert_eq!(many.certainty, Certainty::Guess);
+        let layers: Vec<String> = (1..=48).map(|n: u64| n.to_string()).collect();
+        let each = format!(
+            r#","ple_layer_ids":[{}],"ngram_size":2,"heads_per_ngram":1"#,
+            layers.join(",")
+        );
+        assert_eq!(of(&each).certainty, Certainty::Guess);
     }
 }

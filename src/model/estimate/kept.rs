@@ -41,11 +41,11 @@ pub(super) fn caches(facts: &ModelFacts, rules: &Rules) -> Vec<LayerCache> {
 pub(super) fn ends_in_half(caches: &mut [LayerCache], facts: &ModelFacts) {
     let layers = facts.layers.unwrap_or(0);
     let ends = (layers / 2).min(2);
-    if caches.iter().any(|c| matches!(c.keeps, Keeps::State { .. })) {
+    if ends == 0 || caches.iter().any(|c| matches!(c.keeps, Keeps::State { .. })) {
         return;
     }
     for cache in caches {
-        cache.half = cache.layer < ends || cache.layer + ends >= layers;
+        cache.half = cache.layer < ends || cache.layer.saturating_add(ends) >= layers;
     }
 }
 
