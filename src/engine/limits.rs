@@ -85,8 +85,9 @@ pub(super) fn stages(facts: &ModelFacts, pipeline: u64) -> Option<EngineError> {
 }
 
 /// What vLLM refuses and `SGLang` does not: values that bitsandbytes has packed have no rows that could
-/// be cut (`model_loader/bitsandbytes_loader.py`), heads of towers, and ranks that share out experts need some
-/// (`config/model.py`, `verify_with_parallel_config`).
+/// be cut (`model_loader/bitsandbytes_loader.py`), heads of towers, stages of a model with a table of sequences of words
+/// (Qwen 4; vLLM's issue 55515), and ranks that share out experts need some (`config/model.py`,
+/// `verify_with_parallel_config`).
 fn only_vllm(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     let packed = facts.quantisation.as_deref().is_some_and(|q| q.starts_with("bitsandbytes"));
     if packed && setup.tensor > 1 {
@@ -99,6 +100,14 @@ fn only_vllm(facts: &ModelFacts, setup: &Setup) -> Option<EngineError> {
     }
     if let Some(error) = tiles::towers(facts, setup) {
         return Some(error);
+    }
+    let mut tensors = facts.tensors.iter();
+    if setup.pipeline > 1 && tensors.any(|t| t.name.contains(".ple.ple_embedding.")) {
+        return Some(EngineError::Unsupported {
+            engine: setup.rules.engine,
+            what: format!("{} stages of a model with tables of sequences of words", setup.pipeline),
+            hint: "use tensor parallelism alone (pipeline = 1)".to_owned(),
+        });
     }
     (setup.expert > 1 && !facts.has_experts()).then(|| EngineError::Indivisible {
         what: "the model has no experts that expert parallelism could divide".to_owned(),
@@ -162,6 +171,20 @@ mod tests {
     use crate::base::Hint;
     use crate::engine::memory::{LLAMA_CPP, SGLANG, VLLM};
     use crate::model::ModelFormat;
+
+    #[test]
+    fn stages_are_refused_where_there_are_tables_of_sequences() {
+        let refused = |rules, tables: &str, pipeline| {
+            let facts = crate::model::estimate::tests::facts(&format!(
+                r#"{{"model_type":"qwen4_exp_text","dtype":"bfloat16","ple_layer_ids":{tables}}}"#
+            ));
+            refusal(&facts, &Setup { pipeline, ..Setup::new(rules) }).map(|e| e.to_string())
+        };
+        let told = refused(VLLM, "[2]", 2).unwrap_or_default();
+        assert!(told.contains("2 stages"), "{told}");
+        assert_eq!(refused(VLLM, "[2]", 1), None);
+        assert_eq!(refused(VLLM, "[]", 2), None);
+    }
 
     #[test]
     fn what_cannot_be_is_refused() {

@@ -5,19 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::*;
-
-fn solved(world: &Value) -> Answer {
-    let world = read(&world.to_string(), "world").unwrap_or_else(|e| panic!("{e}"));
-    let mut control = Control {
-        used: &mut || 0.0,
-        first: &mut || (),
-        max_steps: 3000,
-        explain: true,
-        helpers: None,
-    };
-    solve(&world, &mut control).unwrap()
-}
+use super::tests::solved;
 
 /// A host whose GPUs are what the changes make of GPUs that nothing is known of.
 fn host(name: &str, gpus: &[Value]) -> Value {

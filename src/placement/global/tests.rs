@@ -23,7 +23,7 @@ fn with(mut value: Value, key: &str, new: Value) -> Value {
     value
 }
 
-fn solved(world: &Value) -> Answer {
+pub(super) fn solved(world: &Value) -> Answer {
     let text = serde_json::to_string_pretty(world).unwrap();
     let world = read(&text, "world").unwrap_or_else(|e| panic!("{e}"));
     let mut firsts = 0;

@@ -112,6 +112,14 @@ impl Map {
     }
 }
 
+/// So many GPUs, in words.
+fn count(gpus: impl Into<u64>) -> String {
+    match gpus.into() {
+        1 => "1 GPU".to_owned(),
+        n => format!("{n} GPUs"),
+    }
+}
+
 /// GPUs as people write them.
 fn list(gpus: &[u32]) -> String {
     gpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
@@ -147,18 +155,19 @@ fn summary(pen: &Pen<'_>, view: &WhatIfView) -> Vec<Line<'static>> {
         spans.push(Span::raw(format!(", {} to copy", crate::api::Bytes(copied))));
     }
     let gang = format!(
-        "largest gang that still fits: {} GPUs now, {} then",
-        view.largest_gang_before, answer.largest_gang
+        "largest gang that still fits: {} now, {} then",
+        count(view.largest_gang_before),
+        answer.largest_gang
     );
     let mut lines = vec![Line::from(spans)];
     if let Some(hole) = &view.hole {
         lines.push(match &hole.at {
             Some(at) => Line::styled(
-                format!("a hole of {} GPUs: {} [{}]", hole.gpus, at.host, list(&at.gpus)),
+                format!("a hole of {}: {} [{}]", count(hole.gpus), at.host, list(&at.gpus)),
                 pen.theme.good,
             ),
             None => {
-                Line::styled(format!("no moves free {} GPUs together", hole.gpus), pen.theme.bad)
+                Line::styled(format!("no moves free {} together", count(hole.gpus)), pen.theme.bad)
             }
         });
     }
